@@ -1,0 +1,1 @@
+"""Geometric graph neural networks as molecular-dynamics force fields."""

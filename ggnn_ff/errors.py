@@ -1,0 +1,18 @@
+"""The error that a user can act on."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message names the argument, the requirement, what came, and what to do. The command line prints it
+    without a traceback; in Python it is an ordinary `ValueError`.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the choice nearest to `word`, or an empty string."""
+    close = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,35 @@
+"""Writing files so that a kill or a full disk never leaves half a file under the final name."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then renames it to `path` in one step.
+
+    Args:
+        path: final name; its folder is created.
+        write: called with the temporary path, which has the same suffix as `path`.
+
+    Raises:
+        OSError: naming `path`, with what is there left as it was, when the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        message = f"could not write {path}: {error.strerror or error}; what was there before is unchanged"
+        raise OSError(error.errno, message) from error
+    finally:
+        temporary.unlink(missing_ok=True)
