@@ -1,0 +1,63 @@
+"""Chemical bonds of a structure and their lengths, cheap enough to watch at every step of a simulation."""
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from ase.geometry import find_mic
+from ase.neighborlist import primitive_neighbor_list
+
+BOND_FACTOR: float = 1.3
+"""Two atoms are bonded when closer than this times the sum of their covalent radii.
+
+With the radii of Cordero et al. (Dalton Trans. 2008, 2832; `ase.data.covalent_radii`) a C-H pair counts as
+bonded to 1.39 angstrom and a C-C pair to 1.98: room for any thermal stretch, and well below the 1,3 distances.
+"""
+
+_DENSE_LIMIT = 500  # atoms; above, a cell list is faster than all pairs and needs far less memory
+
+
+def bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Pairs of atoms closer than `BOND_FACTOR` times the sum of their covalent radii.
+
+    A bond between an atom and a periodic image of itself is not counted.
+
+    Args:
+        numbers: (N,) atomic numbers.
+        positions: (N, 3), angstrom.
+        cell: (3, 3), angstrom, rows are cell vectors.
+        pbc: (3,) bool.
+
+    Returns:
+        (B, 2) int64, first index below the second, sorted.
+    """
+    radii = BOND_FACTOR * covalent_radii[numbers]
+    if len(numbers) <= _DENSE_LIMIT and not np.any(pbc):
+        vectors = positions[:, None, :] - positions[None, :, :]
+        squares = np.einsum("ijk,ijk->ij", vectors, vectors)
+        bonded = squares < np.add.outer(radii, radii) ** 2
+        return np.argwhere(np.triu(bonded, k=1))
+    first, second = primitive_neighbor_list("ij", pbc, np.asarray(cell, dtype=np.float64), positions, radii)
+    pairs = np.stack([first, second], axis=1)
+    return np.unique(pairs[first < second], axis=0).astype(np.int64).reshape(-1, 2)
+
+
+def bond_lengths(positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Minimum-image distances of pairs of atoms, for one structure or for many in the same cell.
+
+    Args:
+        positions: (N, 3) or (T, N, 3), angstrom.
+        pairs: (B, 2) int64.
+        cell: (3, 3), angstrom, rows are cell vectors.
+        pbc: (3,) bool.
+
+    Returns:
+        (B,) or (T, B), angstrom.
+    """
+    vectors = positions[..., pairs[:, 1], :] - positions[..., pairs[:, 0], :]
+    if np.any(pbc):
+        vectors = find_mic(vectors.reshape(-1, 3), cell, pbc)[0].reshape(vectors.shape)
+    return np.sqrt(np.einsum("...k,...k->...", vectors, vectors))
+
+
+def bond_name(numbers: np.ndarray, pair: np.ndarray) -> str:
+    """Such as `C1-H4`: element and index of both atoms, counted from 0 as in ASE."""
+    return "-".join(f"{chemical_symbols[numbers[atom]]}{atom}" for atom in pair)
