@@ -1,0 +1,44 @@
+"""Functions of the interatomic distance: the basis and the envelope that ends it smoothly at the cutoff."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class BesselBasis(nn.Module):
+    """Spherical Bessel functions of order zero (DimeNet, arXiv 2003.03123, equation 7; PaiNN, section 3).
+
+    b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r for n = 1 ... B.
+    """
+
+    def __init__(self, n_radial: int, cutoff: float) -> None:
+        super().__init__()
+        frequencies = torch.arange(1, n_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
+        self.register_buffer("frequencies", frequencies.to(torch.float32), persistent=False)
+        self.prefactor = math.sqrt(2.0 / cutoff)
+
+    def forward(self, edge_lengths: Tensor) -> Tensor:
+        """(E,) angstrom -> (E, B)."""
+        r = edge_lengths.unsqueeze(-1)
+        return self.prefactor * torch.sin(r * self.frequencies) / r
+
+
+class PolynomialEnvelope(nn.Module):
+    """One at zero, zero at the cutoff with two zero derivatives there (DimeNet, arXiv 2003.03123, equation 8).
+
+    u(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = r / r_c, so that the energy, the
+    forces and the force constants are continuous when an atom crosses the cutoff.
+    """
+
+    def __init__(self, cutoff: float, exponent: int = 6) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.exponent = exponent
+
+    def forward(self, edge_lengths: Tensor) -> Tensor:
+        """(E,) angstrom -> (E,); exactly zero at and beyond the cutoff."""
+        p = float(self.exponent)
+        x = edge_lengths / self.cutoff
+        inside = 1.0 + x**p * (-0.5 * (p + 1.0) * (p + 2.0) + x * (p * (p + 2.0) - x * (0.5 * p * (p + 1.0))))
+        return torch.where(x < 1.0, inside, torch.zeros_like(inside))

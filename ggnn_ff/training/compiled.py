@@ -1,0 +1,79 @@
+"""The loss and its gradient with respect to all parameters, traced and compiled as one graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.forces import Prediction
+from ggnn_ff.training.batches import Batch
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient is known already: backward hands it on."""
+
+    @staticmethod
+    def forward(context: Any, loss: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        context.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(context: Any, *outputs: Tensor) -> Any:
+        return None, None, *(outputs[0] * gradient for gradient in context.gradients)
+
+
+class CompiledLoss:
+    """Calls `loss(model(batch), batch)` through one compiled graph; an optimizer sees no difference.
+
+    The forces in the loss are themselves a gradient, which `torch.compile` does not differentiate; here the second
+    gradient is taken while tracing, so that what is compiled is a plain function of tensors.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[Prediction, Batch], Tensor]) -> None:
+        self.model, self.loss = model, loss
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.shape: tuple[int, ...] | None = None
+        self.compiled: Callable[..., Any] | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss, a scalar with gradient.
+
+        Raises:
+            InputError: a batch of another shape than the first; the graph holds for one shape.
+        """
+        shape = (batch.positions.shape[0], batch.edge_index.shape[1], batch.n_structures)
+        if self.compiled is None:
+            self.shape, self.compiled = shape, self._compile(batch)
+        if shape != self.shape:
+            raise InputError(
+                "`run.compile` needs batches of one shape, that is structures with equally many atoms and edges, got "
+                f"(atoms, edges, structures) {shape} after {self.shape}; set `run.compile: false`"
+            )
+        with torch.no_grad():
+            loss, *gradients = self.compiled([p.detach() for p in self.parameters], *_tensors(batch))
+        return _WithGradient.apply(loss, tuple(gradients), *self.parameters)
+
+    def _compile(self, batch: Batch) -> Callable[..., Any]:
+        n_structures = batch.n_structures
+
+        def loss_and_gradient(parameters: list[Tensor], *tensors: Tensor) -> list[Tensor]:
+            positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
+            given = Batch(positions, numbers, cell, edge_index, shifts, index, n_structures, energy, forces)
+            prediction = functional_call(
+                self.model, dict(zip(self.names, parameters, strict=True)), given.inputs
+            )
+            loss = self.loss(prediction, given)
+            return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+        leaves = [p.detach().clone().requires_grad_(True) for p in self.parameters]
+        graph = make_fx(loss_and_gradient)(leaves, *_tensors(batch))
+        return torch.compile(graph, dynamic=False, fullgraph=True)
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    return tuple(item for item in batch if isinstance(item, Tensor))

@@ -1,0 +1,148 @@
+"""What a training run is told, as one validated object that is also a YAML file."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.models import architecture
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which frames train, validate and test.
+
+    Either one file `train` from which `n_train` + `n_valid` (+ `n_test`) frames are drawn with `seed`, or index files
+    into it, or a file for each purpose. With `test` or `valid` as files, only the rest is drawn from `train`.
+    """
+
+    train: Path
+    valid: Path | None = None
+    test: Path | None = None
+    n_train: int | None = Field(default=None, ge=1)
+    n_valid: int | None = Field(default=None, ge=1)
+    n_test: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    train_indices: Path | None = None
+    valid_indices: Path | None = None
+    test_indices: Path | None = None
+    energy_unit: str | None = None
+    length_unit: str | None = None
+    level_of_theory: str | None = None
+    isolated_atoms: Path | None = None
+
+    def resolve(self, folder: Path) -> "DataConfig":
+        """The same with paths taken relative to `folder`, where the configuration file lies."""
+        paths = {k: folder / v for k, v in self if isinstance(v, Path)}
+        return self.model_copy(update=paths)
+
+
+class ModelConfig(Section):
+    """Which architecture, with which of its own hyper-parameters."""
+
+    name: str = "painn"
+    cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
+    hyperparameters: dict[str, int | float | str | bool] = {}
+
+    @model_validator(mode="after")
+    def _hyperparameters_belong_to_the_architecture(self) -> "ModelConfig":
+        architecture(self.name).hyperparameters(**self.hyperparameters)
+        return self
+
+
+class LossConfig(Section):
+    """L = energy_weight <dE^2 / N> + forces_weight <dF^2>, both in units of the forces' RMS in the training set."""
+
+    energy_weight: float = Field(default=0.005, ge=0.0)
+    forces_weight: float = Field(default=1.0, ge=0.0)
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule and its ends."""
+
+    epochs: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-6, ge=0.0)
+    gradient_clip: float = Field(default=10.0, gt=0.0, description="largest norm of the gradient")
+    ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0, description="exponential average of the weights, per step")
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    plateau_patience: int = Field(default=25, ge=1, description="validations")
+    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
+    smallest_learning_rate: float = Field(default=1e-6, gt=0.0)
+    early_stopping_patience: int | None = Field(default=None, ge=1, description="validations; none: run all epochs")
+    validate_every: int = Field(default=1, ge=1, description="epochs between validations and checkpoints")
+
+
+class RunConfig(Section):
+    """Where and in what precision."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    strategy: str = "auto"
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; none: what torch chooses")
+    compile: bool = Field(default=False, description="compile loss and gradient as one graph; needs a C++ compiler")
+
+
+class TrainingConfig(Section):
+    """All of it."""
+
+    output: Path
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Reads a YAML file; relative paths in it are relative to its folder, `output` to the working directory.
+
+    Raises:
+        InputError: no such file, not YAML, or a key or value that does not fit, naming the nearest key that does.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`config` must be a readable YAML file, got {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"`config` must be valid YAML, got {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"`config` must hold keys such as output, data and model, got {path} with {content!r}")
+    config = make_config(content)
+    return config.model_copy(update={"data": config.data.resolve(path.parent)})
+
+
+def make_config(content: dict[str, Any]) -> TrainingConfig:
+    """Validates a nested dict.
+
+    Raises:
+        InputError: each key or value that does not fit, with the nearest key that does.
+    """
+    try:
+        return TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
+        raise InputError("the training configuration does not fit:\n  " + "\n  ".join(lines)) from error
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    name = ".".join(str(part) for part in location)
+    if kind == "missing":
+        return f"`{name}` is required and missing"
+    if kind != "extra_forbidden":
+        return f"`{name}`: {message[0].lower()}{message[1:]}, got {value!r}"
+    section: type[BaseModel] = TrainingConfig
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    known = list(section.model_fields)
+    return f"`{name}` is not a key{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"

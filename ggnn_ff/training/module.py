@@ -1,0 +1,84 @@
+"""The loss and the optimizer, as Lightning wants them."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from ggnn_ff.forces import EnergyForces, Prediction
+from ggnn_ff.potential import Potential
+from ggnn_ff.training.batches import Batch
+from ggnn_ff.training.compiled import CompiledLoss
+from ggnn_ff.training.config import LossConfig, TrainingConfig
+
+
+def energy_forces_loss(prediction: Prediction, batch: Batch, loss: LossConfig, forces_rms: float) -> Tensor:
+    """L = w_E <dE_s^2 / N_s> + w_F <dF^2>, in units of `forces_rms` (eV, and eV/angstrom)."""
+    energy_error = (prediction.energy - batch.energy) / forces_rms  # (S,)
+    forces_error = (prediction.forces - batch.forces) / forces_rms  # (N, 3)
+    n_atoms = torch.zeros_like(batch.energy).index_add(0, batch.batch, torch.ones_like(batch.positions[:, 0]))
+    energy_term, forces_term = (energy_error.square() / n_atoms).mean(), forces_error.square().mean()
+    return loss.energy_weight * energy_term + loss.forces_weight * forces_term
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a potential on energies and forces."""
+
+    def __init__(self, potential: Potential, config: TrainingConfig, forces_rms: float) -> None:
+        super().__init__()
+        self.model = EnergyForces(potential)
+        self.config = config
+        self.forces_rms = forces_rms
+        self._compiled: CompiledLoss | None = None
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The loss of one batch."""
+        if self.config.run.compile:
+            if self._compiled is None:
+                self._compiled = CompiledLoss(self.model, self._loss)
+            loss = self._compiled(batch)
+        else:
+            loss = self._loss(self.model(*batch.inputs), batch)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.n_structures)
+        return loss
+
+    def _loss(self, prediction: Prediction, batch: Batch) -> Tensor:
+        return energy_forces_loss(prediction, batch, self.config.loss, self.forces_rms)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Logs the loss and the mean absolute errors (meV and meV/angstrom), with the averaged weights."""
+        with torch.enable_grad():
+            prediction = self.model(*batch.inputs)
+        energy_error, forces_error = prediction.energy - batch.energy, prediction.forces - batch.forces
+        columns = {
+            "valid_loss": self._loss(prediction, batch),
+            "valid_energy_mae_mev": 1e3 * energy_error.abs().mean(),
+            "valid_forces_mae_mev_per_angstrom": 1e3 * forces_error.abs().mean(),
+        }
+        self.log_dict(columns, on_epoch=True, batch_size=batch.n_structures, sync_dist=True, prog_bar=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the configured schedule."""
+        settings = self.config.optimizer
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        if settings.schedule == "cosine":
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, T_max=settings.epochs, eta_min=settings.smallest_learning_rate
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "epoch"}}
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=settings.plateau_factor,
+            patience=settings.plateau_patience,
+            min_lr=settings.smallest_learning_rate,
+        )
+        scheduler = {
+            "scheduler": plateau,
+            "monitor": "valid_loss",
+            "interval": "epoch",
+            "frequency": settings.validate_every,
+        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
