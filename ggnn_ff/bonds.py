@@ -9,7 +9,7 @@ BOND_FACTOR: float = 1.3
 """Two atoms are bonded when closer than this times the sum of their covalent radii.
 
 With the radii of Cordero et al. (Dalton Trans. 2008, 2832; `ase.data.covalent_radii`) a C-H pair counts as
-bonded to 1.39 angstrom and a C-C pair to 1.98: room for any thermal stretch, and well below the 1,3 distances.
+bonded to 1.39 angstrom and a C-C pair to 1.98: room for a thermal stretch, well below the 1,3 distances.
 """
 
 _DENSE_LIMIT = 500  # atoms; above, a cell list is faster than all pairs and needs far less memory

@@ -1,0 +1,1 @@
+"""Checks on simulated trajectories: conservation laws, structure, and a report with verdicts."""

@@ -1,0 +1,156 @@
+"""What Newton's equations keep constant: total energy, linear momentum, angular momentum."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggnn_ff.errors import InputError
+
+BLOCK_COUNTS = (8, 16, 32)
+"""The error of a slope is estimated with each of these numbers of blocks; the largest one is reported."""
+LEAST_ROWS = 16
+"""Rows of energies below which a slope has no usable error."""
+
+_MEV_PER_EV = 1000.0
+_FS_PER_PS = 1000.0
+
+
+@dataclass(frozen=True)
+class EnergyConservation:
+    """How well a simulation keeps its total energy.
+
+    Attributes:
+        drift: slope of the total energy, meV/atom/ps.
+        drift_error: its standard error, meV/atom/ps.
+        fluctuation: root mean square of the total energy about the fitted line, meV/atom.
+        fluctuation_ratio: fluctuation over the standard deviation of the kinetic energy, None if that is
+            zero.
+        duration_ps: time between the first and the last row, ps.
+    """
+
+    drift: float
+    drift_error: float
+    fluctuation: float
+    fluctuation_ratio: float | None
+    duration_ps: float
+
+
+@dataclass(frozen=True)
+class MomentumChange:
+    """How far a momentum that should be constant moved.
+
+    Attributes:
+        largest_change: largest length of the difference from the first frame, in the unit of the data.
+        scale: mean over frames of a sum over atoms of what they could contribute, same unit.
+        relative: largest_change / scale, 0 when nothing moves.
+    """
+
+    largest_change: float
+    scale: float
+    relative: float
+
+
+def energy_conservation(
+    times_fs: np.ndarray, potential: np.ndarray, kinetic: np.ndarray, n_atoms: int
+) -> EnergyConservation:
+    """Drift and fluctuation of the total energy E = potential + kinetic.
+
+    The drift is the slope of the least-squares line through E(t). That slope is a weighted sum of the
+    energies, slope = sum_k w_k E_k with w_k = (t_k - <t>) / sum_k (t_k - <t>)^2. The residuals of the fit are
+    correlated, so its variance is taken from the sums s_b of w_k times residual over contiguous blocks,
+
+        variance = n_b / (n_b - 2) * sum_b s_b^2,
+
+    the method of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989) applied to a slope. It holds
+    when the correlation time is short against a block; the largest estimate over `BLOCK_COUNTS` is taken,
+    since a block too short for the correlation estimates too little.
+
+    Args:
+        times_fs: (K,) increasing, fs.
+        potential: (K,) eV.
+        kinetic: (K,) eV.
+        n_atoms: number of atoms.
+
+    Returns:
+        The figures, per atom.
+
+    Raises:
+        InputError: if there are fewer than `LEAST_ROWS` rows or the lengths differ.
+    """
+    if not len(times_fs) == len(potential) == len(kinetic):
+        raise InputError(
+            "`times_fs`, `potential` and `kinetic` must have one value per row, got "
+            f"{len(times_fs)}, {len(potential)} and {len(kinetic)} values"
+        )
+    if len(times_fs) < LEAST_ROWS:
+        raise InputError(
+            f"an energy drift needs at least {LEAST_ROWS} rows of energies, got {len(times_fs)}; run longer "
+            "or write energies more often"
+        )
+    times = (times_fs - times_fs[0]) / _FS_PER_PS
+    total = (potential + kinetic) * (_MEV_PER_EV / n_atoms)
+    total = total - total.mean()  # before the sums, which would otherwise lose digits
+    centred = times - times.mean()
+    weights = centred / np.sum(centred**2)
+    drift = float(np.sum(weights * total))
+    residuals = total - drift * centred
+    fluctuation = float(np.sqrt(np.mean(residuals**2)))
+    kinetic_fluctuation = float(np.std(kinetic)) * _MEV_PER_EV / n_atoms
+    return EnergyConservation(
+        drift=drift,
+        drift_error=_block_error(weights * residuals),
+        fluctuation=fluctuation,
+        fluctuation_ratio=fluctuation / kinetic_fluctuation if kinetic_fluctuation > 0 else None,
+        duration_ps=float(times[-1]),
+    )
+
+
+def _block_error(terms: np.ndarray) -> float:
+    """Standard error of the sum of (K,) correlated terms of a two-parameter fit, from sums over blocks."""
+    counts = [count for count in BLOCK_COUNTS if count <= len(terms) // 2]
+    variances = []
+    for count in counts:
+        edges = np.linspace(0, len(terms), count, endpoint=False).astype(int)
+        sums = np.add.reduceat(terms, edges)  # (count,)
+        variances.append(np.sum(sums**2) * count / (count - 2))
+    return float(np.sqrt(max(variances)))
+
+
+def linear_momentum_change(momenta: np.ndarray) -> MomentumChange:
+    """Change of the total momentum P = sum_i p_i, relative to the mean of sum_i |p_i|.
+
+    P is constant when the forces sum to zero, that is when the energy does not change under translation.
+
+    Args:
+        momenta: (T, N, 3), any unit.
+    """
+    return _momentum_change(momenta, np.linalg.norm(momenta, axis=2))
+
+
+def angular_momentum_change(positions: np.ndarray, momenta: np.ndarray, masses: np.ndarray) -> MomentumChange:
+    """Change of the angular momentum L = sum_i (r_i - R) x p_i about the centre of mass R.
+
+    It is given relative to the mean of sum_i |r_i - R| |p_i|. L is constant when the torques sum to zero,
+    that is when the energy does not change under rotation. In a periodic system it is not conserved.
+
+    Args:
+        positions: (T, N, 3), angstrom, not wrapped.
+        momenta: (T, N, 3), any unit.
+        masses: (N,), dalton.
+    """
+    centre = np.einsum("n,tnk->tk", masses, positions) / masses.sum()
+    velocity = momenta.sum(axis=1) / masses.sum()  # of the centre of mass
+    inner = momenta - masses[:, None] * velocity[:, None, :]
+    arms = positions - centre[:, None, :]
+    largest = np.linalg.norm(arms, axis=2) * np.linalg.norm(inner, axis=2)
+    return _momentum_change(np.cross(arms, inner), largest)
+
+
+def _momentum_change(contributions: np.ndarray, magnitudes: np.ndarray) -> MomentumChange:
+    """From the (T, N, 3) contributions of the atoms and the (T, N) lengths to compare them with."""
+    total = contributions.sum(axis=1)  # (T, 3)
+    largest = float(np.linalg.norm(total - total[0], axis=1).max())
+    scale = float(magnitudes.sum(axis=1).mean())
+    if largest == 0:
+        return MomentumChange(largest, scale, 0.0)
+    return MomentumChange(largest, scale, largest / scale)

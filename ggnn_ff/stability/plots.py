@@ -1,0 +1,306 @@
+"""Pictures of a training and of a simulation. Needs matplotlib; each function returns a figure of its own.
+
+No global state of matplotlib is read or set, so the functions work in scripts, notebooks and threads alike.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.files import write_atomically
+from ggnn_ff.stability.frames import Energies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ggnn_ff.stability.report import Report
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the reference is always black.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REFERENCE_COLOR = "#222222"
+ELEMENT_COLORS = {1: "#8FA3B3", 6: "#333333", 7: "#0072B2", 8: "#D55E00", 9: "#009E73", 16: "#E69F00"}
+
+DOTS_PER_INCH = 150
+_MOST_POINTS = 4000  # per line; more cannot be seen and only cost time
+_FS_PER_PS = 1000.0
+_MEV_PER_EV = 1000.0
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Writes a figure in one step; the suffix says the format (.png, .pdf, .svg).
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=DOTS_PER_INCH))
+
+
+def plot_learning_curve(epochs: np.ndarray, panels: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
+    """Errors and losses against the epoch, one panel per quantity, on a logarithmic scale.
+
+    Args:
+        epochs: (K,).
+        panels: label of the axis with its unit, such as "force MAE (meV/Å)", to curves by name, such as
+            "train" and "validation", each (K,) and positive; NaN where an epoch has no value.
+
+    Raises:
+        InputError: if matplotlib is not installed or a curve has another length.
+    """
+    for curves in panels.values():
+        for name, values in curves.items():
+            if len(values) != len(epochs):
+                raise InputError(
+                    f"curve {name!r} must have one value for each of {len(epochs)} epochs, got {len(values)}"
+                )
+    figure = _figure(4.6 * len(panels), 3.6)
+    for axes, (label, curves) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for color, (name, values) in zip(_colors(len(curves)), curves.items(), strict=True):
+            known = np.isfinite(values)
+            axes.plot(np.asarray(epochs)[known], np.asarray(values)[known], color=color, lw=1.4, label=name)
+        axes.set_yscale("log")
+        _label(axes, "epoch", label)
+        axes.legend(frameon=False)
+    return figure
+
+
+def plot_force_parity(reference: np.ndarray, predicted: np.ndarray, numbers: np.ndarray) -> "Figure":
+    """Predicted against reference force components by element, and the distribution of their differences.
+
+    Args:
+        reference: (N, 3), eV/angstrom.
+        predicted: (N, 3), eV/angstrom.
+        numbers: (N,) atomic numbers, for the colours.
+
+    Raises:
+        InputError: if matplotlib is not installed or the shapes differ.
+    """
+    reference, predicted = np.asarray(reference), np.asarray(predicted)
+    if reference.shape != predicted.shape or reference.shape != (len(numbers), 3):
+        raise InputError(
+            "`reference` and `predicted` must have shape (N, 3) with N atoms in `numbers`, got "
+            f"{reference.shape}, {predicted.shape} and {len(numbers)} atoms"
+        )
+    error = (predicted - reference) * _MEV_PER_EV
+    figure = _figure(9.4, 4.4)
+    parity, histogram = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    limit = 1.05 * float(np.abs(np.concatenate([reference, predicted])).max())
+    parity.plot([-limit, limit], [-limit, limit], color="0.6", lw=1, zorder=0)
+    largest = max(float(np.quantile(np.abs(error), 0.995)), 1e-6)
+    fewest = 3 * int(np.unique(numbers, return_counts=True)[1].min())
+    edges = np.linspace(-largest, largest, int(np.clip(np.sqrt(fewest), 21, 81)))
+    for number in np.unique(numbers):
+        rows = numbers == number
+        color = ELEMENT_COLORS.get(int(number), COLORS[int(number) % len(COLORS)])
+        mae = np.abs(error[rows]).mean()
+        parity.plot(
+            *(reference[rows].ravel(), predicted[rows].ravel()),
+            ls="none", marker=".", ms=3, mec="none", alpha=0.5, color=color, rasterized=True,
+            label=f"{chemical_symbols[int(number)]}: MAE {mae:.1f}",
+        )  # fmt: skip
+        histogram.hist(error[rows].ravel(), edges, histtype="step", density=True, color=color, lw=1.4)
+    text = f"MAE {np.abs(error).mean():.1f} meV/Å\nRMSE {np.sqrt(np.mean(error**2)):.1f} meV/Å"
+    parity.text(0.04, 0.96, text, transform=parity.transAxes, va="top", fontsize=11)
+    parity.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    _label(parity, "reference force component (eV/Å)", "predicted force component (eV/Å)")
+    parity.legend(frameon=False, loc="lower right", markerscale=4, title="element, meV/Å")
+    _label(histogram, "predicted − reference (meV/Å)", "density (Å/meV)")
+    histogram.axvline(0, color="0.6", lw=1, zorder=0)
+    histogram.set_xlim(-largest, largest)
+    return figure
+
+
+def plot_energies(series: Mapping[str, Energies], n_atoms: int) -> "Figure":
+    """Total, kinetic and potential energy of several runs of the same system against time.
+
+    Args:
+        series: name (such as the host) to energies with times and kinetic energies.
+        n_atoms: number of atoms, the same for all.
+
+    Raises:
+        InputError: if matplotlib is not installed, or energies lack times or kinetic energies.
+    """
+    figure = _figure(8.6, 7.2)
+    panels = figure.subplots(3, 1, sharex=True)
+    for color, (name, energies) in zip(_colors(len(series)), series.items(), strict=True):
+        if energies.times_fs is None or energies.kinetic is None or energies.total is None:
+            raise InputError(f"the energies of {name!r} must have times and kinetic energies to be plotted")
+        times = energies.times_fs / _FS_PER_PS
+        deviation = (energies.total - energies.total[0]) * _MEV_PER_EV / n_atoms
+        potential = (energies.potential - energies.potential[0]) * _MEV_PER_EV / n_atoms
+        kinetic = energies.kinetic * _MEV_PER_EV / n_atoms
+        for axes, values in zip(panels, (deviation, kinetic, potential), strict=True):
+            # the widest line goes behind, so that it hides none of the others
+            order = 2 + 1 / (1 + float(np.ptp(values)))
+            axes.plot(*_thin(times, values), color=color, lw=0.9, alpha=0.85, zorder=order, label=name)
+    _label(panels[0], "", "total − start\n(meV/atom)")
+    _label(panels[1], "", "kinetic\n(meV/atom)")
+    _label(panels[2], "time (ps)", "potential − start\n(meV/atom)")
+    panels[0].legend(frameon=False, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1))
+    figure.align_ylabels(list(panels))
+    return figure
+
+
+def plot_distance_distribution(
+    distances: np.ndarray, distributions: Mapping[str, np.ndarray], reference: np.ndarray | None = None
+) -> "Figure":
+    """h(r) of several runs over that of the reference.
+
+    Args:
+        distances: (n_bins,), angstrom, centres of the bins.
+        distributions: name (such as the host) to h(r), (n_bins,), 1/angstrom.
+        reference: (n_bins,), 1/angstrom, or None.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    figure = _figure(8.0, 3.8)
+    _draw_distribution(figure.subplots(), distances, distributions, reference)
+    return figure
+
+
+def plot_check(report: "Report") -> "Figure":
+    """The picture of a check: energies, distance distribution and bond deviation, with the verdicts in it.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    figure = _figure(11.0, 6.6)
+    panels = figure.subplots(2, 2)
+    trajectory = report.trajectory
+    _draw_total_energy(panels[0, 0], report)
+    _draw_energy_parts(panels[0, 1], trajectory.energies, len(trajectory.numbers))
+    _draw_distribution(
+        panels[1, 0], report.distances, {"trajectory": report.distribution}, report.reference_distribution
+    )
+    _draw_bonds(panels[1, 1], report)
+    panels[1, 0].set_title("distances between all atoms", loc="left", fontsize=10)
+    outcome = "no verdict failed" if report.passed else "FAILED"
+    figure.suptitle(f"{Path(trajectory.source).name}: {outcome}", fontsize=12)
+    return figure
+
+
+def _draw_total_energy(axes: "Axes", report: "Report") -> None:
+    energies, n_atoms = report.trajectory.energies, len(report.trajectory.numbers)
+    drift = next(verdict for verdict in report.verdicts if verdict.name == "energy drift")
+    axes.set_title("total energy", loc="left", fontsize=10)
+    if energies is None or energies.total is None:
+        _say(axes, "no total energies in the file")
+        return
+    times, label = _times(energies.times_fs, len(energies.potential))
+    total = (energies.total - energies.total[0]) * _MEV_PER_EV / n_atoms
+    axes.plot(*_thin(times, total), color=COLORS[0], lw=0.9)
+    if drift.value is not None:
+        line = total.mean() + drift.value * (times - times.mean())
+        axes.plot(times, line, color=COLORS[1], lw=1.6)
+        axes.set_title(f"drift {drift.text} {drift.unit}", loc="right", fontsize=9, color=COLORS[1])
+    _label(axes, label, "total − start (meV/atom)")
+
+
+def _draw_energy_parts(axes: "Axes", energies: Energies | None, n_atoms: int) -> None:
+    axes.set_title("exchange of energy", loc="left", fontsize=10)
+    if energies is None:
+        _say(axes, "no energies in the file")
+        return
+    times, label = _times(energies.times_fs, len(energies.potential))
+    potential = (energies.potential - energies.potential[0]) * _MEV_PER_EV / n_atoms
+    if energies.kinetic is not None:
+        kinetic = energies.kinetic * _MEV_PER_EV / n_atoms
+        axes.plot(*_thin(times, kinetic), color=COLORS[1], lw=0.8, alpha=0.85, label="kinetic")
+    axes.plot(*_thin(times, potential), color=COLORS[2], lw=0.8, alpha=0.85, label="potential − start")
+    _label(axes, label, "energy (meV/atom)")
+    axes.legend(
+        frameon=False,
+        ncols=2,
+        fontsize=9,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+        borderpad=0.1,
+    )
+
+
+def _draw_distribution(
+    axes: "Axes", distances: np.ndarray, curves: Mapping[str, np.ndarray], reference: np.ndarray | None
+) -> None:
+    if reference is not None:
+        axes.fill_between(distances, reference, color=REFERENCE_COLOR, alpha=0.18, lw=0)
+        axes.plot(distances, reference, color=REFERENCE_COLOR, lw=0.8, label="reference")
+    for color, (name, values) in zip(_colors(len(curves)), curves.items(), strict=True):
+        axes.plot(distances, values, color=color, lw=1.2, alpha=0.9, label=name)
+    every = np.sum([*curves.values()], axis=0) + (0 if reference is None else reference)
+    occupied = np.flatnonzero(every)
+    if len(occupied):  # nothing to see where there are no pairs
+        width = distances[1] - distances[0]
+        start, end = distances[occupied[0]] - 0.3, distances[occupied[-1]] + 0.3
+        axes.set_xlim(max(0.0, start), min(end, distances[-1] + width))
+    axes.set_ylim(bottom=0)
+    _label(axes, "interatomic distance r (Å)", "h(r) (1/Å)")
+    axes.legend(frameon=False)
+
+
+def _draw_bonds(axes: "Axes", report: "Report") -> None:
+    bonds, verdict = report.bonds, next(v for v in report.verdicts if v.name == "largest bond deviation")
+    axes.set_title("largest bond deviation", loc="left", fontsize=10)
+    if not bonds.names or verdict.threshold is None:
+        _say(axes, "no bonds in the first frame")
+        return
+    times, label = _times(report.trajectory.times_fs, len(bonds.largest), "frame")
+    axes.plot(*_thin(times, bonds.largest), color=COLORS[0], lw=0.9)
+    axes.axhline(verdict.threshold, color=COLORS[1], lw=1.2, ls="--")
+    if bonds.first_frame is None:
+        axes.set_ylim(0, max(1.15 * verdict.threshold, 0.0))
+    else:
+        axes.set_ylim(0, min(float(bonds.largest.max()) * 1.05, 4.0))
+        axes.axvline(times[bonds.first_frame], color=COLORS[1], lw=1.2)
+        axes.set_title(f"{bonds.broken} breaks", loc="right", fontsize=9, color=COLORS[1])
+    _label(axes, label, "|length − reference| (Å)")
+
+
+def _times(times_fs: np.ndarray | None, count: int, counted: str = "row") -> tuple[np.ndarray, str]:
+    """Values and label of the time axis; numbers of rows where the file has no times."""
+    if times_fs is None:
+        return np.arange(count, dtype=np.float64), counted
+    return times_fs / _FS_PER_PS, "time (ps)"
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `_MOST_POINTS` points that keep the extremes of every stretch, so the line looks the same."""
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    stretches = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)
+    extremes = [(s[0] + y[s].argmin(), s[0] + y[s].argmax()) for s in stretches]
+    rows = np.unique(extremes)
+    return x[rows], y[rows]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "plots need matplotlib, which is not installed: pip install 'ggnn-ff[analysis]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index in range(count)]
+
+
+def _label(axes: "Axes", x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _say(axes: "Axes", text: str) -> None:
+    """For a panel that has nothing to show."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", color="0.4", transform=axes.transAxes)

@@ -1,0 +1,223 @@
+"""A check of a trajectory from its file to a table, a JSON file and a picture."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.files import write_atomically
+from ggnn_ff.stability.structure import (
+    BondDeviations,
+    bond_deviations,
+    distance_distribution,
+    distribution_error,
+)
+from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
+from ggnn_ff.stability.verdicts import (
+    BOND_THRESHOLD,
+    DRIFT_THRESHOLD,
+    Verdict,
+    bond_verdict,
+    energy_verdicts,
+    momentum_verdicts,
+)
+
+_LARGEST_PAIR_COUNT = 50_000_000  # distances per h(r); longer trajectories are thinned, which the report says
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a check found.
+
+    Attributes:
+        trajectory: what was checked.
+        verdicts: one per check, those that do not apply too.
+        bonds: deviations of the bonds.
+        distances: (n_bins,) angstrom, centres of the bins of the distance distribution.
+        distribution: (n_bins,) 1/angstrom, h(r) of the trajectory.
+        reference_distribution: (n_bins,) 1/angstrom, h(r) of the reference, or None.
+    """
+
+    trajectory: Trajectory
+    verdicts: tuple[Verdict, ...]
+    bonds: BondDeviations
+    distances: np.ndarray
+    distribution: np.ndarray
+    reference_distribution: np.ndarray | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no verdict failed."""
+        return all(verdict.passed is not False for verdict in self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures and verdicts in plain types for JSON; without the series that the plots show."""
+        trajectory, bonds = self.trajectory, self.bonds
+        first_ps = None
+        if bonds.first_frame is not None and trajectory.times_fs is not None:
+            first_ps = float(trajectory.times_fs[bonds.first_frame]) / 1000.0
+        return {
+            "source": trajectory.source,
+            "n_atoms": len(trajectory.numbers),
+            "n_frames": len(trajectory),
+            "ensemble": trajectory.ensemble,
+            "notes": list(trajectory.notes),
+            "passed": self.passed,
+            "first_broken_bond": None
+            if bonds.first_frame is None
+            else {
+                "bond": bonds.broken,
+                "frame": bonds.first_frame,
+                "time_ps": first_ps,
+                "length_angstrom": bonds.broken_length,
+                "reference_angstrom": bonds.broken_reference,
+            },
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+def check_trajectory(
+    path: str | Path,
+    *,
+    reference: str | Path | None = None,
+    topology: str | Path | None = None,
+    frame_interval_fs: float | None = None,
+    ensemble: str | None = None,
+    drift_threshold: float = DRIFT_THRESHOLD,
+) -> Report:
+    """Checks a trajectory file or a run folder; see `check`.
+
+    Args:
+        path: as for `read_trajectory`.
+        reference: trajectory of the same atoms from a reference method, or None.
+        topology: as for `read_trajectory`; used for the reference too.
+        frame_interval_fs: time between frames of `path`, fs, if the file does not have it.
+        ensemble: "nve" or "langevin", for files that do not say.
+        drift_threshold: meV/atom/ps, largest drift that passes.
+
+    Raises:
+        InputError: if a file cannot be used or an argument is out of range.
+    """
+    trajectory = read_trajectory(path, topology, frame_interval_fs=frame_interval_fs)
+    expected = None if reference is None else read_trajectory(reference, topology)
+    return check(trajectory, reference=expected, ensemble=ensemble, drift_threshold=drift_threshold)
+
+
+def check(
+    trajectory: Trajectory,
+    *,
+    reference: Trajectory | None = None,
+    ensemble: str | None = None,
+    drift_threshold: float = DRIFT_THRESHOLD,
+) -> Report:
+    """Every check that the data of a trajectory allow.
+
+    Args:
+        trajectory: frames, and energies and momenta where there are any.
+        reference: gives the mean bond lengths and h(r) to compare with; without it the first frame gives the
+            bond lengths.
+        ensemble: "nve" or "langevin", for trajectories that do not say. If neither says, the conservation
+            laws are judged as for NVE.
+        drift_threshold: meV/atom/ps, largest drift that passes.
+
+    Raises:
+        InputError: if the reference has other atoms, `ensemble` contradicts the trajectory or is unknown, or
+            `drift_threshold` is not positive.
+    """
+    if not 0 < drift_threshold < np.inf:
+        raise InputError(f"`drift_threshold` must be positive, in meV/atom/ps, got {drift_threshold}")
+    if reference is not None and not np.array_equal(reference.numbers, trajectory.numbers):
+        raise InputError(
+            f"`reference` must have the same atoms in the same order as {trajectory.source}, but "
+            f"{reference.source} has others; give a trajectory of the same system"
+        )
+    trajectory = replace(trajectory, ensemble=_ensemble(trajectory, ensemble))
+    bonds = bond_deviations(
+        trajectory.numbers,
+        trajectory.positions,
+        trajectory.cell,
+        trajectory.pbc,
+        threshold=BOND_THRESHOLD,
+        reference=None if reference is None else (reference.positions, reference.cell),
+    )
+    distances, distribution, stride = _distribution(trajectory)
+    expected = None if reference is None else _distribution(reference)[1]
+    verdicts = [
+        *energy_verdicts(trajectory, drift_threshold),
+        *momentum_verdicts(trajectory),
+        bond_verdict(trajectory, bonds, reference is not None),
+    ]
+    if expected is not None:
+        thinned = "" if stride == 1 else f"; one frame in {stride} was used"
+        explanation = (
+            f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
+        )
+        error = distribution_error(distribution, expected)
+        verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
+    return Report(trajectory, tuple(verdicts), bonds, distances, distribution, expected)
+
+
+def _ensemble(trajectory: Trajectory, given: str | None) -> str | None:
+    if given is not None and given not in ("nve", "langevin"):
+        raise InputError(f"`ensemble` must be 'nve' or 'langevin', got {given!r}")
+    if given is not None and trajectory.ensemble is not None and given != trajectory.ensemble:
+        raise InputError(
+            f"`ensemble` must agree with {trajectory.source}, which was run as {trajectory.ensemble!r}, "
+            f"got {given!r}; leave it out"
+        )
+    return given or trajectory.ensemble
+
+
+def _distribution(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray, int]:
+    """Bin centres, h(r), and of how many frames one was used."""
+    n_atoms = len(trajectory.numbers)
+    pairs = len(trajectory) * n_atoms * (n_atoms - 1) // 2
+    stride = max(1, -(-pairs // _LARGEST_PAIR_COUNT))
+    centres, h = distance_distribution(
+        trajectory.positions[::stride], trajectory.cell[::stride], trajectory.pbc
+    )
+    return centres, h, stride
+
+
+def report_table(report: Report) -> Table:
+    """The verdicts as a table for the terminal."""
+    trajectory = report.trajectory
+    title = f"{escape(trajectory.source)}: {len(trajectory)} frames of {len(trajectory.numbers)} atoms"
+    table = Table(title=title, show_lines=True)
+    table.add_column("check", overflow="fold", ratio=1)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("threshold", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    outcomes = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "-"}
+    for verdict in report.verdicts:
+        threshold = "-" if verdict.threshold is None else f"{verdict.threshold:g}"
+        check = f"{verdict.name}\n[dim]{escape(verdict.explanation)}[/dim]"
+        table.add_row(check, verdict.text, threshold, verdict.unit, outcomes[verdict.passed])
+    if trajectory.notes:
+        table.caption = escape("; ".join(trajectory.notes))
+    return table
+
+
+def write_report(report: Report, folder: str | Path) -> None:
+    """Writes `check.json` and `check.png` into a folder, each in one step.
+
+    Raises:
+        InputError: if matplotlib is not installed; `check.json` is written before.
+        OSError: if the folder cannot be written.
+    """
+    from ggnn_ff.stability.plots import plot_check, save_figure
+
+    folder = Path(folder)
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def write_text(path: Path) -> None:
+        path.write_text(text)
+
+    write_atomically(folder / "check.json", write_text)
+    save_figure(plot_check(report), folder / "check.png")

@@ -1,0 +1,173 @@
+"""Verdicts on a trajectory: what was measured, against which threshold, and whether it passed."""
+
+import math
+from dataclasses import dataclass
+
+from ggnn_ff.stability.conservation import (
+    LEAST_ROWS,
+    EnergyConservation,
+    MomentumChange,
+    angular_momentum_change,
+    energy_conservation,
+    linear_momentum_change,
+)
+from ggnn_ff.stability.frames import Trajectory
+from ggnn_ff.stability.structure import BondDeviations
+
+DRIFT_THRESHOLD: float = 0.5
+"""meV/atom/ps. LAMBench counts a drift below this over 10 ps as zero: enough to tell a conservative force
+from one that is not. It is the default for potentials of any origin."""
+
+SHIPPED_DRIFT_THRESHOLD: float = 0.01
+"""meV/atom/ps over 100 ps: what the potentials that come with ggnn-ff must keep."""
+
+BOND_THRESHOLD: float = 0.5
+"""angstrom, deviation of a bond from its reference mean: the collapse criterion of arXiv 2210.07237."""
+
+MOMENTUM_THRESHOLD: float = 1e-3
+"""Change of the total momentum over the sum of the atoms' momenta, linear and angular. Chosen here: far above
+what rounding in float32 does, far below what a force that is not invariant does within picoseconds."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure and what it means.
+
+    Attributes:
+        name: what was measured.
+        value: the figure, or None if this trajectory does not allow it.
+        unit: of value, threshold and error; "" for a ratio.
+        threshold: largest value that passes, or None for a figure that is not judged.
+        passed: None when not judged.
+        explanation: in a sentence: where the threshold comes from, or why there is no verdict.
+        error: standard error of value, or None.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    threshold: float | None
+    passed: bool | None
+    explanation: str
+    error: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The figure for people, with its error and to the digits that the error leaves, or "-"."""
+        if self.value is None:
+            return "-"
+        if not self.error:
+            return f"{self.value:.3g}"
+        decimals = max(0, 1 - math.floor(math.log10(self.error)))
+        return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
+
+
+def _not_conserved(ensemble: str | None) -> str | None:
+    """Why conservation laws do not apply, or None if they do."""
+    if ensemble in (None, "nve"):
+        return None
+    return f"not applicable: the thermostat of a {ensemble} run exchanges energy and momentum with the system"
+
+
+def energy_verdicts(trajectory: Trajectory, threshold: float) -> list[Verdict]:
+    """Drift, fluctuation and its ratio, or only a drift that says why it was not measured."""
+    energies, reason = trajectory.energies, _not_conserved(trajectory.ensemble)
+    if reason is None and (energies is None or energies.kinetic is None):
+        reason = "not measured: the trajectory has no total energies (potential energies and momenta)"
+    elif reason is None and energies is not None and energies.times_fs is None:
+        reason = "not measured: the file has no times; give the time between frames in fs"
+    elif reason is None and energies is not None and len(energies.potential) < LEAST_ROWS:
+        reason = f"not measured: {len(energies.potential)} rows of energies, {LEAST_ROWS} are needed"
+    if reason is not None or energies is None or energies.times_fs is None or energies.kinetic is None:
+        return [Verdict("energy drift", None, "meV/atom/ps", threshold, None, reason or "not measured")]
+    result = energy_conservation(
+        energies.times_fs, energies.potential, energies.kinetic, len(trajectory.numbers)
+    )
+    return [
+        _drift_verdict(result, trajectory.ensemble, threshold),
+        Verdict(
+            "energy fluctuation",
+            result.fluctuation,
+            "meV/atom",
+            None,
+            None,
+            "root mean square about the fitted line; falls with the square of the time step; not judged",
+        ),
+        Verdict(
+            "energy fluctuation / kinetic",
+            result.fluctuation_ratio,
+            "",
+            None,
+            None,
+            "over the standard deviation of the kinetic energy; a few percent or less is usual; not judged",
+        ),
+    ]
+
+
+def _drift_verdict(result: EnergyConservation, ensemble: str | None, threshold: float) -> Verdict:
+    """Passes when the slope is within the threshold and known well enough to say so."""
+    text = f"slope of the total energy over {result.duration_ps:.4g} ps"
+    if threshold == DRIFT_THRESHOLD:
+        text += (
+            f"; LAMBench counts less than {DRIFT_THRESHOLD:g} over 10 ps as zero, the shipped potentials "
+            f"keep {SHIPPED_DRIFT_THRESHOLD:g} over 100 ps"
+        )
+    if ensemble is None:
+        text += "; taken as NVE, since the file does not say"
+    resolved = 2 * result.drift_error <= threshold
+    passed: bool | None = abs(result.drift) <= threshold
+    if passed and not resolved:
+        passed = None
+        text += "; not judged: twice its error exceeds the threshold, run longer"
+    elif not resolved:
+        text += "; its error is large, run longer for a better figure"
+    return Verdict("energy drift", result.drift, "meV/atom/ps", threshold, passed, text, result.drift_error)
+
+
+def momentum_verdicts(trajectory: Trajectory) -> list[Verdict]:
+    """Linear and angular momentum, each measured or with the reason why not."""
+    reason = _not_conserved(trajectory.ensemble)
+    if reason is None and trajectory.momenta is None:
+        reason = "not measured: the trajectory has no momenta"
+    angular_reason = reason
+    if angular_reason is None and trajectory.pbc.any():
+        angular_reason = "not applicable: periodic systems do not conserve angular momentum"
+    if angular_reason is None and len(trajectory.numbers) == 1:
+        angular_reason = "not applicable: a single atom has none about its own position"
+    linear = angular = None
+    if reason is None and trajectory.momenta is not None:
+        linear = linear_momentum_change(trajectory.momenta)
+        if angular_reason is None:
+            angular = angular_momentum_change(trajectory.positions, trajectory.momenta, trajectory.masses)
+    scale = "largest change over the mean sum of {}; fails when the energy changes under {}"
+    return [
+        _momentum_verdict("linear momentum", linear, reason or scale.format("|p|", "translation")),
+        _momentum_verdict("angular momentum", angular, angular_reason or scale.format("|r| |p|", "rotation")),
+    ]
+
+
+def _momentum_verdict(name: str, change: MomentumChange | None, explanation: str) -> Verdict:
+    if change is None:
+        return Verdict(name, None, "", MOMENTUM_THRESHOLD, None, explanation)
+    passed = change.relative <= MOMENTUM_THRESHOLD
+    return Verdict(name, change.relative, "", MOMENTUM_THRESHOLD, passed, explanation)
+
+
+def bond_verdict(trajectory: Trajectory, bonds: BondDeviations, has_reference: bool) -> Verdict:
+    """Whether all bonds kept their lengths, and the first that did not."""
+    name, unit = "largest bond deviation", "angstrom"
+    if not bonds.names:
+        return Verdict(name, None, unit, BOND_THRESHOLD, None, "not applicable: no bonds in the first frame")
+    origin = "its mean in the reference" if has_reference else "its length in the first frame"
+    value = float(bonds.largest.max())
+    if bonds.first_frame is None:
+        text = f"{bonds.worst}, against {origin}; criterion of arXiv 2210.07237"
+        return Verdict(name, value, unit, BOND_THRESHOLD, True, text)
+    when = f"frame {bonds.first_frame}"
+    if trajectory.times_fs is not None:
+        when += f", {trajectory.times_fs[bonds.first_frame] / 1000.0:.4g} ps"
+    text = (
+        f"{bonds.broken} is the first to deviate: {bonds.broken_length:.3f} angstrom at {when}, against "
+        f"{bonds.broken_reference:.3f}, {origin} (atoms and frames from 0; arXiv 2210.07237)"
+    )
+    return Verdict(name, value, unit, BOND_THRESHOLD, False, text)
