@@ -1,0 +1,1 @@
+"""Labelled structures: reading, splitting, checking and making them."""
