@@ -1,0 +1,146 @@
+"""What a potential says about itself: the contract that every file of it carries."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.models import MODELS
+
+FORMAT_VERSION = 1
+
+
+class Part(BaseModel):
+    """A part of the contract: complete, with no unknown keys and no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainingData(Part):
+    """What the potential was trained on."""
+
+    name: str = Field(min_length=1)
+    n_train: int = Field(ge=1)
+    n_valid: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the training file")
+
+
+class TestErrors(Part):
+    """Errors on frames that were used neither for training nor for validation."""
+
+    name: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    n_frames: int = Field(ge=1)
+    energy_mae_mev: float
+    energy_rmse_mev: float
+    energy_mae_mev_per_atom: float
+    forces_mae_mev_per_angstrom: float
+    forces_rmse_mev_per_angstrom: float
+
+
+class Example(Part):
+    """One structure and what the potential answers for it, so that any machine can check its copy."""
+
+    numbers: list[int]
+    positions: list[list[float]]
+    cell: list[list[float]]
+    pbc: list[bool]
+    energy: float = Field(description="eV")
+    forces: list[list[float]] = Field(description="eV/angstrom")
+
+    def atoms(self) -> Atoms:
+        """The structure."""
+        return Atoms(numbers=self.numbers, positions=np.array(self.positions), cell=self.cell, pbc=self.pbc)
+
+
+class Certificate(Part):
+    """Physical properties as measured on the example when the file was made, in float64."""
+
+    finite_difference_relative_error: float = Field(description="max |F + dE/dx| / max |F|, central differences")
+    rotation_energy_error_ev: float
+    rotation_forces_error_ev_per_angstrom: float
+    permutation_forces_error_ev_per_angstrom: float
+
+
+class Contract(Part):
+    """Everything needed to use the potential, and to know whether one should."""
+
+    format_version: int
+    package_version: str
+    architecture: str
+    hyperparameters: dict[str, int | float | str | bool]
+    elements: list[str] = Field(min_length=1)
+    cutoff: float = Field(gt=0.0)
+    dtype: str = Field(pattern="^float(32|64)$")
+    length_unit: str = Field(pattern="^angstrom$")
+    energy_unit: str = Field(pattern="^eV$")
+    level_of_theory: str = Field(min_length=1)
+    training_data: TrainingData
+    test_errors: TestErrors | None
+    example: Example
+    certificate: Certificate
+
+    @field_validator("format_version")
+    @classmethod
+    def _known_format(cls, version: int) -> int:
+        if version != FORMAT_VERSION:
+            raise ValueError(f"this package reads format {FORMAT_VERSION}; a newer ggnn-ff is needed for {version}")
+        return version
+
+    @field_validator("architecture")
+    @classmethod
+    def _known_architecture(cls, name: str) -> str:
+        if name not in MODELS:
+            raise ValueError(f"known architectures are {', '.join(MODELS)}; a newer ggnn-ff is needed for {name}")
+        return name
+
+    @field_validator("elements")
+    @classmethod
+    def _are_elements(cls, elements: list[str]) -> list[str]:
+        unknown = [symbol for symbol in elements if symbol not in chemical_symbols[1:]]
+        if unknown:
+            raise ValueError(f"not chemical symbols: {unknown}")
+        return elements
+
+    def to_json(self) -> str:
+        """As text."""
+        return self.model_dump_json(indent=1)
+
+
+def parse_contract(text: str | bytes, source: str | Path) -> Contract:
+    """Reads and validates.
+
+    Raises:
+        InputError: naming `source` and each field that is missing or wrong.
+    """
+    try:
+        content: Any = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} holds no readable contract ({error}); it is truncated or not a potential") from error
+    try:
+        return Contract.model_validate(content)
+    except ValidationError as error:
+        items = [f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors()]
+        raise InputError(
+            f"{source} has an incomplete or foreign contract and is refused:\n  " + "\n  ".join(items)
+        ) from error
+
+
+def check_elements(contract: Contract, numbers: np.ndarray) -> None:
+    """Refuses atoms that the potential was not trained on.
+
+    Raises:
+        InputError: naming the elements.
+    """
+    symbols = {chemical_symbols[int(number)] for number in np.unique(numbers)}
+    foreign = sorted(symbols - set(contract.elements))
+    if foreign:
+        raise InputError(
+            f"`atoms` holds {', '.join(foreign)}, but this potential was trained on {', '.join(contract.elements)} only; "
+            "use a potential trained on these elements"
+        )

@@ -1,0 +1,290 @@
+"""Potentials on disk: the durable form (weights and contract) and the TorchScript file made from it."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ggnn_ff.contract import FORMAT_VERSION, Certificate, Contract, Example, TestErrors, TrainingData, parse_contract
+from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.files import write_atomically
+from ggnn_ff.forces import EnergyForces, Prediction
+from ggnn_ff.graph import from_atoms
+from ggnn_ff.models import MODELS
+from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.potential import Potential, set_dtype
+
+WEIGHTS, CONTRACT, TORCHSCRIPT = "weights.safetensors", "potential.json", "potential.pt"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Largest difference that two correct evaluations show (eV, eV/angstrom): rounding in the dtype of the features.
+TOLERANCE = {"float32": (1e-4, 1e-3), "float64": (1e-6, 1e-5)}
+
+
+@dataclass(frozen=True)
+class LoadedPotential:
+    """A potential ready to be evaluated.
+
+    Attributes:
+        module: `EnergyForces`, eager or scripted, in evaluation mode and without gradients of parameters.
+        contract: what it is.
+        source: where it comes from.
+        dtype: "float32" or "float64", what it computes in now.
+        device: where it lives.
+    """
+
+    module: nn.Module
+    contract: Contract
+    source: str
+    dtype: str
+    device: torch.device
+
+    def evaluate(self, atoms: Atoms) -> Prediction:
+        """Energy, forces and stress of one structure, in eV and angstrom, on the CPU.
+
+        Raises:
+            InputError: an empty, broken or periodic-without-cell structure.
+        """
+        return evaluate(self.module, atoms, self.contract.cutoff, self.device)
+
+
+def evaluate(module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device) -> Prediction:
+    """Structure, neighbour list, energy and forces: the whole way for one structure."""
+    structure = from_atoms(atoms)
+    edge_index, shifts = neighbor_list(structure, cutoff)
+    tensors = (structure.positions, structure.numbers, structure.cell, edge_index, shifts, structure.batch)
+    prediction = module(*(tensor.to(device) for tensor in tensors), 1)
+    return Prediction(*(tensor.cpu() for tensor in prediction))
+
+
+def make_contract(
+    potential: Potential,
+    architecture: str,
+    hyperparameters: dict[str, int | float | str | bool],
+    example: Atoms,
+    *,
+    elements: list[str],
+    level_of_theory: str,
+    training_data: TrainingData,
+    test_errors: TestErrors | None,
+) -> Contract:
+    """States what a trained potential is, and measures its certificate on `example`."""
+    dtype = str(potential.readout[0].weight.dtype).removeprefix("torch.")
+    module = EnergyForces(potential).eval()
+    answer = evaluate(module, example, potential.cutoff, torch.device("cpu"))
+    set_dtype(potential, torch.float64)
+    certificate = measure_certificate(module, example, potential.cutoff)
+    set_dtype(potential, DTYPES[dtype])
+    return Contract(
+        format_version=FORMAT_VERSION,
+        package_version=version("ggnn-ff"),
+        architecture=architecture,
+        hyperparameters=hyperparameters,
+        elements=elements,
+        cutoff=potential.cutoff,
+        dtype=dtype,
+        length_unit="angstrom",
+        energy_unit="eV",
+        level_of_theory=level_of_theory,
+        training_data=training_data,
+        test_errors=test_errors,
+        example=Example(
+            numbers=example.numbers.tolist(),
+            positions=example.positions.tolist(),
+            cell=example.cell.array.tolist(),
+            pbc=example.pbc.tolist(),
+            energy=float(answer.energy[0]),
+            forces=answer.forces.tolist(),
+        ),
+        certificate=certificate,
+    )
+
+
+def measure_certificate(module: nn.Module, atoms: Atoms, cutoff: float) -> Certificate:
+    """Measures that forces are the gradient, and symmetry, of a float64 module on one structure."""
+
+    def energy_and_forces(positions: np.ndarray, order: np.ndarray) -> tuple[float, np.ndarray]:
+        moved = atoms[order]
+        moved.positions = positions[order]
+        prediction = evaluate(module, moved, cutoff, torch.device("cpu"))
+        forces = np.empty_like(positions)
+        forces[order] = prediction.forces.numpy()
+        return float(prediction.energy[0]), forces
+
+    random = np.random.default_rng(0)
+    identity, permutation = np.arange(len(atoms)), random.permutation(len(atoms))
+    x = atoms.positions
+    energy, forces = energy_and_forces(x, identity)
+    scale = max(float(np.abs(forces).max()), 1e-6)
+    step, errors = 1e-4, []
+    for _ in range(10):  # random directions: each involves every force component
+        direction = random.normal(size=x.shape)
+        direction /= np.linalg.norm(direction)
+        e = [energy_and_forces(x + k * step * direction, identity)[0] for k in (-2, -1, 1, 2)]
+        slope = (e[0] - 8 * e[1] + 8 * e[2] - e[3]) / (12 * step)  # fourth-order central difference
+        errors.append(abs(slope + float((forces * direction).sum())) / scale)
+    rotation = np.linalg.qr(random.normal(size=(3, 3)))[0]  # may reflect as well
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell.array @ rotation.T)
+    turned.positions = x @ rotation.T
+    rotated = evaluate(module, turned, cutoff, torch.device("cpu"))
+    return Certificate(
+        finite_difference_relative_error=max(errors),
+        rotation_energy_error_ev=abs(float(rotated.energy[0]) - energy),
+        rotation_forces_error_ev_per_angstrom=float(np.abs(rotated.forces.numpy() - forces @ rotation.T).max()),
+        permutation_forces_error_ev_per_angstrom=float(
+            np.abs(energy_and_forces(x, permutation)[1] - forces).max()
+        ),
+    )
+
+
+def write_potential(folder: Path, potential: Potential, contract: Contract) -> None:
+    """Writes the durable form: `weights.safetensors` and `potential.json`.
+
+    Raises:
+        OSError: the disk is full or not writable; older files are unchanged.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
+    write_atomically(folder / CONTRACT, lambda path: _write_text(path, contract.to_json() + "\n"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf8")
+
+
+def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
+    """Makes the TorchScript file from the durable form, and checks that both give the same numbers.
+
+    The file needs torch only: `torch.jit.load` gives a module with the arguments of `EnergyForces.forward`.
+
+    Args:
+        folder: with the durable form (a training run).
+        output: such as `potential.pt`.
+
+    Raises:
+        InputError: `folder` holds no complete potential.
+        RuntimeError: the scripted module disagrees with the eager one.
+        OSError: the file cannot be written.
+    """
+    eager = _load_durable(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
+        scripted = torch.jit.script(eager.module)
+    extra = {CONTRACT: eager.contract.to_json()}
+    write_atomically(output, lambda path: torch.jit.save(scripted, str(path), _extra_files=extra))
+    return load_potential(str(output))
+
+
+def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | None = None) -> LoadedPotential:
+    """Loads a shipped potential by name, a TorchScript file, or a folder with the durable form.
+
+    Each load evaluates the example of the contract and compares, so that a wrong or damaged copy is found at once.
+
+    Args:
+        name_or_path: such as "ethanol-pbe", "potential.pt" or a training run.
+        device: such as "cpu" or "cuda".
+        dtype: "float32" or "float64" to compute in; by default what it was trained in.
+
+    Raises:
+        InputError: no such potential, not a potential, damaged, or an unknown device or dtype.
+    """
+    path = _find(name_or_path)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"`dtype` must be 'float32' or 'float64' (a string), got {dtype!r}")
+    loaded = _load_durable(path) if path.is_dir() else _load_torchscript(path)
+    _verify(loaded)
+    try:
+        target = torch.device(device)
+        loaded.module.to(target)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"`device` must be usable by torch, got {device!r}: {str(error).splitlines()[0]}") from error
+    if dtype is not None:
+        set_dtype(loaded.module.potential, DTYPES[dtype])  # type: ignore[arg-type]
+    return LoadedPotential(loaded.module, loaded.contract, loaded.source, dtype or loaded.dtype, target)
+
+
+def shipped_potentials() -> dict[str, Path]:
+    """Name and folder of each potential that ships with the package."""
+    installed = Path(__file__).parent / "shipped"
+    folder = installed if installed.is_dir() else Path(__file__).parent.parent / "potentials"
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONTRACT}"))}
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path, shipped = Path(name_or_path), shipped_potentials()
+    if str(name_or_path) in shipped and not path.exists():
+        folder = shipped[str(name_or_path)]
+        return folder / TORCHSCRIPT if (folder / TORCHSCRIPT).exists() else folder
+    if path.exists():
+        return path
+    raise InputError(
+        f"`potential` must be a file, a folder or the name of a shipped potential ({', '.join(shipped) or 'none'}), "
+        f"got '{name_or_path}'{nearest(str(name_or_path), shipped)}"
+    )
+
+
+def _ready(module: nn.Module) -> nn.Module:
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def _load_durable(folder: Path) -> LoadedPotential:
+    for name in (CONTRACT, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"`potential` folder {folder} must hold {name}, which is missing; has the training finished?")
+    contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
+    hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
+    potential = Potential(contract.architecture, hyperparameters, contract.cutoff, DTYPES[contract.dtype])
+    try:
+        potential.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} does not fit its contract; it is damaged or foreign: {error}") from error
+    return LoadedPotential(
+        _ready(EnergyForces(potential)), contract, str(folder), contract.dtype, torch.device("cpu")
+    )
+
+
+def _load_torchscript(path: Path) -> LoadedPotential:
+    extra = {CONTRACT: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"`potential` {path} is not a TorchScript file or is truncated ({str(error).splitlines()[0]}); export it "
+            "again with `ggnn-ff export RUN -o potential.pt`, or copy it again"
+        ) from error
+    if not extra[CONTRACT]:
+        raise InputError(
+            f"`potential` {path} is TorchScript but carries no contract; it was not written by `ggnn-ff export` and is "
+            "refused, since its units, elements and cutoff are unknown"
+        )
+    contract = parse_contract(extra[CONTRACT], path)
+    return LoadedPotential(_ready(module), contract, str(path), contract.dtype, torch.device("cpu"))
+
+
+def _verify(loaded: LoadedPotential) -> None:
+    example = loaded.contract.example
+    try:
+        answer = loaded.evaluate(example.atoms())
+    except RuntimeError as error:
+        raise InputError(f"{loaded.source} cannot be evaluated; it is not a potential or is damaged: {error}") from error
+    energy_error = abs(float(answer.energy[0]) - example.energy)
+    forces_error = float(np.abs(answer.forces.numpy() - np.array(example.forces)).max())
+    energy_limit, forces_limit = TOLERANCE[loaded.dtype]
+    if not (energy_error <= energy_limit and forces_error <= forces_limit):
+        raise InputError(
+            f"{loaded.source} does not reproduce the example in its contract (energy off by {energy_error:.2e} eV, forces by "
+            f"{forces_error:.2e} eV/angstrom); the file is damaged, or torch {torch.__version__} computes it wrongly"
+        )

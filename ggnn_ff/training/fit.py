@@ -1,0 +1,228 @@
+"""Training from a configuration to a folder with a potential."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ggnn_ff.contract import TestErrors, TrainingData
+from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.reference_energies import check_reference_energies, least_squares_reference_energies, reference_energies_from_atoms
+from ggnn_ff.data.splits import Split
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import CONTRACT, DTYPES, make_contract, write_potential
+from ggnn_ff.files import write_atomically
+from ggnn_ff.forces import EnergyForces
+from ggnn_ff.models import architecture
+from ggnn_ff.potential import Potential
+from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
+from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.module import TrainingModule
+from ggnn_ff.training.progress import TrainingProgress
+from ggnn_ff.training.split import load_split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A potential on labelled frames: what it says beside what the reference says (eV, eV/angstrom)."""
+
+    energy: np.ndarray  # (S,)
+    reference_energy: np.ndarray  # (S,)
+    forces: np.ndarray  # (N, 3)
+    reference_forces: np.ndarray  # (N, 3)
+    n_atoms: np.ndarray  # (S,)
+
+    def errors(self, frames: LabelledFrames) -> TestErrors:
+        """The customary mean errors."""
+        energy = 1e3 * (self.energy - self.reference_energy)
+        forces = 1e3 * (self.forces - self.reference_forces)
+        return TestErrors(
+            name=frames.source,
+            sha256=frames.sha256,
+            n_frames=len(energy),
+            energy_mae_mev=float(np.abs(energy).mean()),
+            energy_rmse_mev=float(np.sqrt((energy**2).mean())),
+            energy_mae_mev_per_atom=float(np.abs(energy / self.n_atoms).mean()),
+            forces_mae_mev_per_angstrom=float(np.abs(forces).mean()),
+            forces_rmse_mev_per_angstrom=float(np.sqrt((forces**2).mean())),
+        )
+
+
+def evaluate_frames(module: torch.nn.Module, frames: LabelledFrames, cutoff: float, batch_size: int = 50) -> Evaluation:
+    """Runs `module` (`EnergyForces`, eager or scripted, in evaluation mode) over all frames on the CPU."""
+    dataset = GraphDataset(frames, cutoff)
+    energy: list[Tensor] = []
+    forces: list[Tensor] = []
+    for start in range(0, len(dataset), batch_size):
+        batch = dataset.collate(list(range(start, min(start + batch_size, len(dataset)))))
+        prediction = module(*batch.inputs)
+        energy.append(prediction.energy.detach())
+        forces.append(prediction.forces.detach())
+    return Evaluation(
+        torch.cat(energy).numpy(), frames.energy, torch.cat(forces).numpy(), frames.forces, frames.n_atoms
+    )
+
+
+def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
+    """Trains, or goes on with an interrupted training, and writes the potential.
+
+    The folder `config.output` receives the configuration, logs (CSV, TensorBoard), checkpoints after each validation,
+    and at the end `weights.safetensors` and `potential.json` with the averaged weights of the best validation.
+
+    Args:
+        config: what to train on, what, and how.
+        progress: show a progress bar.
+
+    Returns:
+        `config.output`.
+
+    Raises:
+        InputError: data that cannot be used, or a folder that holds a run of another configuration.
+    """
+    split = load_split(config.data)
+    folder = config.output
+    _claim(folder, config)
+    lightning.seed_everything(config.run.seed, verbose=False)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    potential, forces_rms = build_potential(config, split.train)
+    module = TrainingModule(potential, config, forces_rms)
+    best = train(module, config, split, progress=progress)
+    weights = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
+    module.load_state_dict(weights)
+    potential = potential.cpu()
+    for parameter in potential.parameters():
+        parameter.requires_grad_(False)
+    errors = None
+    if len(split.test):
+        errors = evaluate_frames(EnergyForces(potential).eval(), split.test, config.model.cutoff).errors(split.test)
+    hyperparameters = architecture(config.model.name).hyperparameters(**config.model.hyperparameters)
+    contract = make_contract(
+        potential,
+        config.model.name,
+        hyperparameters.model_dump(),
+        split.valid.atoms(0),
+        elements=split.train.elements,
+        level_of_theory=split.train.level_of_theory,
+        training_data=TrainingData(
+            name=split.train.source, n_train=len(split.train), n_valid=len(split.valid), sha256=split.train.sha256
+        ),
+        test_errors=errors,
+    )
+    write_potential(folder, potential, contract)
+    return folder
+
+
+def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Potential, float]:
+    """An untrained potential whose scale and shift come from the training frames, and the forces' RMS.
+
+    The shift of an element is its reference energy (isolated atoms, or least squares); the scale of every element is
+    the RMS of the forces, in eV for a length of 1 angstrom. With isolated atoms the mean of what remains is
+    the first value of the readout's bias.
+    """
+    hyperparameters = architecture(config.model.name).hyperparameters(**config.model.hyperparameters)
+    potential = Potential(config.model.name, hyperparameters, config.model.cutoff, DTYPES[config.run.dtype])
+    forces_rms = float(np.sqrt((frames.forces**2).mean()))
+    if not forces_rms > 0.0:
+        raise InputError("the forces of the training frames must not all be zero; check the file's labels")
+    if config.data.isolated_atoms is not None:
+        reference = reference_energies_from_atoms(config.data.isolated_atoms)
+        check_reference_energies(reference, frames)
+    else:
+        reference = least_squares_reference_energies(frames)
+    potential.scale.fill_(forces_rms)
+    for number, energy in reference.items():
+        potential.shift[number] = energy
+    remainder = float(frames.energy.sum() - potential.shift.numpy()[frames.numbers].sum())
+    with torch.no_grad():
+        potential.readout[-1].bias.fill_(remainder / len(frames.numbers) / forces_rms)
+    return potential, forces_rms
+
+
+def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progress: bool) -> Path:
+    """Runs Lightning; returns the checkpoint with the best validation loss."""
+    settings, run = config.optimizer, config.run
+    train_set, valid_set = (GraphDataset(f, config.model.cutoff) for f in (split.train, split.valid))
+    batches = SeededBatches(len(train_set), settings.batch_size, run.seed)
+    train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
+    valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
+    checkpoints = config.output / "checkpoints"
+    keep = ModelCheckpoint(
+        checkpoints, filename="best", monitor="valid_loss", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [keep, EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay)]
+    if settings.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping("valid_loss", patience=settings.early_stopping_patience))
+    if progress:
+        callbacks.append(TrainingProgress())
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator=run.accelerator,
+            devices=run.devices,
+            strategy=run.strategy,
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.gradient_clip,
+            check_val_every_n_epoch=min(settings.validate_every, settings.epochs),
+            inference_mode=False,  # validation differentiates the energy
+            use_distributed_sampler=False,
+            logger=[CSVLogger(config.output, name="csv"), TensorBoardLogger(config.output, name="tensorboard")],
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1_000_000,  # epochs are logged, single steps are not
+            num_sanity_val_steps=0,
+            deterministic=True,
+        )
+        last = checkpoints / "last.ckpt"
+        trainer.fit(module, train_loader, valid_loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return Path(keep.best_model_path)
+
+
+def _claim(folder: Path, config: TrainingConfig) -> None:
+    """Writes the configuration, or makes sure that the one there is the same."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    path = folder / "config.yaml"
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf8")) != yaml.safe_load(text):
+        raise InputError(
+            f"`output` {folder} holds a run with another configuration ({path}); choose another folder, or delete it"
+        )
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf8")
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps back what Lightning says about choices that are made on purpose here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    expected = ("does not have many workers", "Checkpoint directory .* exists", "smaller than the logging interval")
+    try:
+        with warnings.catch_warnings():
+            for message in expected:
+                warnings.filterwarnings("ignore", message=f".*{message}.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether `folder` holds a finished training."""
+    return (folder / CONTRACT).exists()
+
