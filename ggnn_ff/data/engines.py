@@ -1,0 +1,87 @@
+"""Quantum-chemistry engines that label structures, as ASE calculators."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from ggnn_ff.errors import InputError, nearest
+
+ENGINES: dict[str, str] = {"gfn2-xtb": "GFN2-xTB"}  # name -> level of theory
+
+
+def engine_calculator(engine: str = "gfn2-xtb") -> Calculator:
+    """A fresh, silent ASE calculator of an engine: energy in eV, forces in eV/angstrom.
+
+    Charge and unpaired electrons are taken from the initial charges and magnetic moments of the atoms.
+
+    Raises:
+        InputError: no such engine, or it is not installed.
+    """
+    if engine not in ENGINES:
+        raise InputError(
+            f"`engine` must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}"
+        )
+    try:
+        from tblite.ase import TBLite
+    except ImportError as error:
+        raise InputError(
+            f"`engine`: {engine} needs tblite, which cannot be imported ({error}). Install it with "
+            'pip install "ggnn-ff[sample]"; if libgomp is missing, install the system package libgomp1'
+        ) from error
+    return TBLite(method=ENGINES[engine], verbosity=0)
+
+
+def engine_version(engine: str) -> str:
+    """Such as "tblite 0.4.0"; results are reproducible only with the same one."""
+    engine_calculator(engine)
+    return f"tblite {version('tblite')}"
+
+
+def check_electrons(atoms: Atoms) -> None:
+    """Raises if the charge and the unpaired electrons of a structure contradict its number of electrons.
+
+    Raises:
+        InputError: naming all three.
+    """
+    charge = round(float(atoms.get_initial_charges().sum()))
+    unpaired = round(float(atoms.get_initial_magnetic_moments().sum()))
+    electrons = int(atoms.numbers.sum()) - charge
+    if (electrons - unpaired) % 2:
+        raise InputError(
+            f"`structure`: {atoms.get_chemical_formula()} of charge {charge} has {electrons} electrons, of "
+            f"which {unpaired} cannot be unpaired; set its initial charges or magnetic moments, or complete "
+            "its hydrogens"
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets OpenMP regions entered from this thread run on one thread.
+
+    With several, tblite adds numbers in an order that changes from run to run, and trajectories from the same
+    seed part. For small molecules one thread is also the fastest.
+
+    Raises:
+        InputError: where the number of threads cannot be set from here and is not already one.
+    """
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        yield
+        return
+    try:
+        openmp = ctypes.CDLL("libgomp.so.1")
+    except OSError as error:
+        raise InputError(
+            "sampling must run on one OpenMP thread to be reproducible, and the OpenMP library cannot be "
+            "told so on this system; set the environment variable OMP_NUM_THREADS=1"
+        ) from error
+    before = openmp.omp_get_max_threads()
+    openmp.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        openmp.omp_set_num_threads(before)
