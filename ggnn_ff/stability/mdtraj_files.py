@@ -52,10 +52,14 @@ def read_mdtraj(path: Path, topology: Path | None) -> Trajectory:
 def _import_mdtraj(path: Path) -> ModuleType:
     try:
         import mdtraj
+
+        if path.suffix.lower() in HDF5_SUFFIXES:
+            import tables  # noqa: F401  mdtraj imports PyTables late, with a message of its own
     except ImportError as error:
+        package = "PyTables" if error.name == "tables" else "mdtraj"
+        command = "tables" if error.name == "tables" else "'ggnn-ff[analysis]'"
         raise InputError(
-            f"reading {path.suffix} files needs mdtraj, which is not installed: "
-            "pip install 'ggnn-ff[analysis]'"
+            f"reading {path.suffix} files needs {package}, which is not installed: pip install {command}"
         ) from error
     return mdtraj
 
@@ -99,7 +103,10 @@ def _convert(frames: Any, record: Any, path: Path) -> Trajectory:
     if periodic:
         cell = np.asarray(frames.unitcell_vectors, dtype=np.float64) * units.ANGSTROM_PER_NANOMETER
     times_fs = None
-    if path.suffix.lower() != ".dcd":
+    notes: tuple[str, ...] = ()
+    if path.suffix.lower() == ".dcd":
+        notes = _dcd_notes(path, n_frames)
+    else:
         times_fs = np.asarray(frames.time, dtype=np.float64) * _FS_PER_PS
     momenta = energies = None
     if record is not None and record.velocities is not None:
@@ -122,4 +129,13 @@ def _convert(frames: Any, record: Any, path: Path) -> Trajectory:
         times_fs=times_fs,
         momenta=momenta,
         energies=energies,
+        notes=notes,
     )
+
+
+def _dcd_notes(path: Path, n_frames: int) -> tuple[str, ...]:
+    """What to say when a DCD file has other frames than its header counts; mdtraj reads the whole ones."""
+    with open(path, "rb") as file:
+        header = file.read(12)  # record length, "CORD", number of frames
+    announced = int.from_bytes(header[8:12], "little" if header[0] else "big")
+    return () if announced == n_frames else (f"{path.name} announces {announced} frames and has {n_frames}",)
