@@ -1,0 +1,1 @@
+"""Where potentials run: each host converts, calls, converts."""

@@ -1,0 +1,77 @@
+"""The potential as an ASE calculator."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ggnn_ff.contract import check_elements
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential, load_potential
+
+
+class GGNNCalculator(Calculator):
+    """ASE calculator with energy, free_energy, energies, forces, and stress for three-dimensional periodicity.
+
+    Example:
+        atoms.calc = GGNNCalculator("ethanol-pbe")
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(
+        self, potential: str | Path | LoadedPotential, device: str = "cpu", dtype: str | None = None
+    ) -> None:
+        """Loads the potential; no global state of torch is changed.
+
+        Args:
+            potential: name of a shipped potential, path of a file or folder, or an object from `load_potential`.
+            device: such as "cpu" or "cuda"; for names and paths only.
+            dtype: "float32" or "float64"; by default that of the training; for names and paths only.
+
+        Raises:
+            InputError: what cannot be loaded.
+        """
+        super().__init__()
+        if isinstance(potential, LoadedPotential):
+            if dtype not in (None, potential.dtype) or device not in ("cpu", str(potential.device)):
+                raise InputError(
+                    f"`potential` was loaded as {potential.dtype} on {potential.device} already, got dtype={dtype!r} and "
+                    f"device={device!r}; give them to load_potential instead"
+                )
+            self.potential = potential
+        else:
+            self.potential = load_potential(potential, device=device, dtype=dtype)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fills `results`, in eV and angstrom.
+
+        Raises:
+            InputError: an element the potential does not know, or a broken structure.
+            PropertyNotImplementedError: stress without a cell that is periodic in three directions.
+        """
+        super().calculate(atoms, properties, system_changes)
+        periodic = bool(self.atoms.pbc.all())
+        if "stress" in (properties or []) and not periodic:
+            raise PropertyNotImplementedError(
+                f"stress needs a cell that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
+            )
+        check_elements(self.potential.contract, self.atoms.numbers)
+        prediction = self.potential.evaluate(self.atoms)
+        energy = float(prediction.energy[0])
+        results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": prediction.atomic_energies.numpy(),
+            "forces": prediction.forces.numpy(),
+        }
+        if periodic:
+            results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].numpy())
+        self.results = results

@@ -1,0 +1,162 @@
+"""The potential as an OpenMM force: a TorchForce, or a PythonForce on any torch."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ggnn_ff.contract import check_elements
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.neighbors import make_neighbor_list
+from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
+
+
+class OpenMMModule(nn.Module):
+    """Positions in nm in, energy in kJ/mol and forces in kJ/mol/nm out; what both backends call."""
+
+    def __init__(self, module: nn.Module, cutoff: float, numbers: Tensor, atoms: Tensor) -> None:
+        """Prepares the evaluation of `atoms` (n,), indices among the particles, with `numbers` (n,)."""
+        super().__init__()
+        self.module = module
+        self.neighbors = make_neighbor_list(cutoff)
+        self.register_buffer("numbers", numbers)
+        self.register_buffer("atoms", atoms)
+        self.register_buffer("batch", torch.zeros_like(numbers))
+        self.angstrom = ANGSTROM_PER_NANOMETER
+        self.kj_per_mol = 1.0 / EV_PER_KJ_PER_MOL
+
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energy and forces on all particles.
+
+        Args:
+            positions: (n_particles, 3), nm, wrapped or not.
+            box_vectors: (3, 3), nm, for periodic systems; OpenMM passes them.
+        """
+        x = positions.detach().to(torch.float64)[self.atoms] * self.angstrom
+        if box_vectors is None:
+            cell = torch.zeros(3, 3, dtype=torch.float64, device=x.device)
+            periodic = False
+        else:
+            cell = box_vectors.to(torch.float64) * self.angstrom
+            periodic = True
+        pairs, shifts = self.neighbors.compute(x, cell, periodic, "PS")
+        edge_index = pairs.t().to(torch.int64)
+        out = self.module(x, self.numbers, cell.unsqueeze(0), edge_index, shifts.to(torch.float64), self.batch, 1)
+        forces = torch.zeros(positions.shape[0], 3, dtype=torch.float64, device=x.device)
+        forces = forces.index_copy(0, self.atoms, out.forces * (self.kj_per_mol * self.angstrom))
+        return out.energy[0] * self.kj_per_mol, forces.to(positions.dtype)
+
+
+class _Compute:
+    """What a PythonForce calls with the state of the system."""
+
+    def __init__(self, module: OpenMMModule, periodic: bool) -> None:
+        self.module, self.periodic = module, periodic
+
+    def __call__(self, state: Any) -> tuple[float, np.ndarray]:
+        from openmm import unit
+
+        positions = torch.from_numpy(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).copy())
+        box = None
+        if self.periodic:
+            box = torch.from_numpy(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer).copy())
+        energy, forces = self.module(positions, box)
+        return float(energy), forces.numpy()
+
+
+def openmm_force(
+    potential: str | Path | LoadedPotential,
+    topology: Any,
+    *,
+    backend: str = "auto",
+    atoms: list[int] | None = None,
+    dtype: str | None = None,
+) -> Any:
+    """A force that gives the atoms of `topology` the energy of `potential`.
+
+    Add it to an `openmm.System` with the masses of the same topology. It is periodic if the topology has box vectors.
+
+    Args:
+        potential: name of a shipped potential, path, or an object from `load_potential`.
+        topology: `openmm.app.Topology`; each atom of the potential needs an element.
+        backend: "torch" for an `openmmtorch.TorchForce`, "python" for an `openmm.PythonForce`, "auto" for the first
+            where openmmtorch imports and otherwise, with a warning, the second.
+        atoms: indices of the particles that the potential sees; by default all.
+        dtype: "float32" or "float64"; for names and paths only.
+
+    Returns:
+        The force.
+
+    Raises:
+        InputError: an unknown backend, atom, element or potential.
+        ImportError: OpenMM, or for backend "torch" openmmtorch, cannot be imported; the message says what to do.
+    """
+    if backend not in ("auto", "torch", "python"):
+        raise InputError(f"`backend` must be 'auto', 'torch' or 'python', got {backend!r}")
+    if isinstance(potential, LoadedPotential):
+        if dtype not in (None, potential.dtype):
+            raise InputError(
+                f"`potential` was loaded as {potential.dtype} already, got dtype={dtype!r}; give it to load_potential"
+            )
+        loaded = potential
+    else:
+        loaded = load_potential(potential, dtype=dtype)
+    numbers, indices = _numbers(topology, atoms)
+    check_elements(loaded.contract, numbers)
+    module = OpenMMModule(
+        loaded.module, loaded.contract.cutoff, torch.from_numpy(numbers), torch.from_numpy(indices)
+    ).eval()
+    periodic = topology.getPeriodicBoxVectors() is not None
+    torch_force = _torch_force_class(backend)
+    if torch_force is None:
+        import openmm
+
+        force = openmm.PythonForce(_Compute(module, periodic))
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
+            scripted = torch.jit.script(module)
+        force = torch_force(scripted)
+        force.setOutputsForces(True)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+def _torch_force_class(backend: str) -> Any:
+    """`openmmtorch.TorchForce`, or None for a PythonForce."""
+    if backend == "python":
+        return None
+    try:
+        from openmmtorch import TorchForce
+    except (ImportError, OSError) as error:
+        message = (
+            f"openmmtorch cannot be imported ({error}); openmmtorch 1.5 needs torch 2.9 in its CUDA build, which "
+            f"runs without a GPU as well (`pip install 'ggnn-ff[openmm]'`); here torch is {torch.__version__}"
+        )
+        if backend == "torch":
+            raise ImportError(f"{message}. backend='python' works without openmmtorch") from error
+        warnings.warn(f"using an openmm.PythonForce, since {message}", stacklevel=3)
+        return None
+    return TorchForce
+
+
+def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers (n,) and indices (n,) of the atoms that the potential sees."""
+    particles = list(topology.atoms())
+    indices = list(range(len(particles))) if atoms is None else [int(i) for i in atoms]
+    if not indices:
+        raise InputError("`atoms` must name at least one atom, got none" if particles else "`topology` has no atoms")
+    if len(set(indices)) < len(indices) or not 0 <= min(indices) <= max(indices) < len(particles):
+        raise InputError(f"`atoms` must be different indices from 0 to {len(particles) - 1}, got {indices}")
+    bare = [i for i in indices if particles[i].element is None]
+    if bare:
+        raise InputError(
+            f"`topology` must give an element to each atom of the potential, got none for atom {bare[0]} "
+            f"('{particles[bare[0]].name}'); leave virtual sites out with `atoms`"
+        )
+    numbers = [particles[i].element.atomic_number for i in indices]
+    return np.array(numbers, dtype=np.int64), np.array(indices, dtype=np.int64)
