@@ -1,0 +1,1 @@
+"""Running molecular dynamics, watched and resumable."""

@@ -1,0 +1,145 @@
+"""The two hosts as integrators with the same three verbs: step, read the state, save and restore it."""
+
+import json
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
+
+from ggnn_ff.dynamics.settings import MDSettings
+from ggnn_ff.export import LoadedPotential
+from ggnn_ff.hosts.openmm import openmm_force
+from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
+
+
+class Engine(Protocol):
+    """An integrator that holds a system."""
+
+    def step(self, n_steps: int) -> None:
+        """Integrates `n_steps`."""
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Positions (N, 3) in angstrom, momenta (N, 3) in ASE's units and the potential energy in eV."""
+
+    def save(self) -> dict[str, np.ndarray]:
+        """All that is needed to go on exactly from here."""
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes back to a saved state."""
+
+
+class ASEEngine:
+    """Velocity Verlet or Langevin by ASE; `atoms` carries its calculator and momenta."""
+
+    def __init__(self, atoms: Atoms, settings: MDSettings) -> None:
+        self.atoms = atoms
+        self.random = np.random.default_rng([settings.seed, 1])
+        timestep = settings.timestep * FEMTOSECOND
+        self.integrator: Any
+        if settings.ensemble == "nve":
+            self.integrator = VelocityVerlet(atoms, timestep)
+        else:
+            friction = settings.friction / FEMTOSECOND
+            self.integrator = Langevin(
+                atoms, timestep, temperature_K=settings.temperature, friction=friction, fixcm=False, rng=self.random
+            )
+
+    def step(self, n_steps: int) -> None:
+        """Integrates `n_steps`."""
+        forces = self.atoms.get_forces()
+        for _ in range(n_steps):
+            forces = self.integrator.step(forces)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Positions, momenta, potential energy."""
+        return self.atoms.positions.copy(), self.atoms.get_momenta(), float(self.atoms.get_potential_energy())
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Positions, momenta and the state of the random numbers."""
+        generator = json.dumps(self.random.bit_generator.state).encode()
+        return {
+            "positions": self.atoms.positions,
+            "momenta": self.atoms.get_momenta(),
+            "random": np.frombuffer(generator, dtype=np.uint8),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes back to a saved state."""
+        self.atoms.positions = state["positions"]
+        self.atoms.set_momenta(state["momenta"], apply_constraint=False)
+        self.random.bit_generator.state = json.loads(state["random"].tobytes())
+
+
+class OpenMMEngine:
+    """Velocity Verlet or the middle Langevin scheme by OpenMM on the Reference platform (double precision)."""
+
+    def __init__(self, atoms: Atoms, potential: LoadedPotential, settings: MDSettings) -> None:
+        import openmm
+        from openmm import unit
+
+        self.unit = unit
+        self.masses = atoms.get_masses()
+        system = openmm.System()
+        for mass in self.masses:
+            system.addParticle(float(mass))
+        if atoms.pbc.all():
+            system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / ANGSTROM_PER_NANOMETER))
+        system.addForce(openmm_force(potential, make_topology(atoms), backend=settings.backend))
+        timestep = settings.timestep * unit.femtosecond
+        if settings.ensemble == "nve":
+            integrator = velocity_verlet(timestep)
+        else:
+            friction = settings.friction / unit.femtosecond
+            integrator = openmm.LangevinMiddleIntegrator(settings.temperature * unit.kelvin, friction, timestep)
+            integrator.setRandomNumberSeed(settings.seed + 1)
+        self.context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+        self.context.setPositions(atoms.positions / ANGSTROM_PER_NANOMETER)
+        self.to_velocity = FEMTOSECOND * 1e3 / ANGSTROM_PER_NANOMETER  # angstrom per ASE time -> nm/ps
+        self.context.setVelocities(atoms.get_velocities() * self.to_velocity)
+
+    def step(self, n_steps: int) -> None:
+        """Integrates `n_steps`."""
+        self.context.getIntegrator().step(n_steps)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Positions, momenta, potential energy."""
+        state = self.context.getState(positions=True, velocities=True, energy=True)
+        positions = state.getPositions(asNumpy=True).value_in_unit(self.unit.angstrom)
+        velocities = state.getVelocities(asNumpy=True).value_in_unit(self.unit.nanometer / self.unit.picosecond)
+        energy = state.getPotentialEnergy().value_in_unit(self.unit.kilojoule_per_mole) * EV_PER_KJ_PER_MOL
+        return np.array(positions), velocities / self.to_velocity * self.masses[:, None], float(energy)
+
+    def save(self) -> dict[str, np.ndarray]:
+        """OpenMM's own checkpoint: positions, velocities, time and random numbers."""
+        return {"checkpoint": np.frombuffer(self.context.createCheckpoint(), dtype=np.uint8)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes back to a saved state."""
+        self.context.loadCheckpoint(state["checkpoint"].tobytes())
+
+
+def velocity_verlet(timestep: Any) -> Any:
+    """Velocity Verlet for OpenMM, with positions and velocities at the same time (its own Verlet is leapfrog)."""
+    import openmm
+
+    integrator = openmm.CustomIntegrator(timestep)
+    integrator.addUpdateContextState()
+    integrator.addComputePerDof("v", "v + 0.5 * dt * f / m")
+    integrator.addComputePerDof("x", "x + dt * v")
+    integrator.addComputePerDof("v", "v + 0.5 * dt * f / m")
+    return integrator
+
+
+def make_topology(atoms: Atoms) -> Any:
+    """`openmm.app.Topology` of one residue with the elements and, if periodic, the box of `atoms`."""
+    from openmm import app, unit
+
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    for symbol in atoms.get_chemical_symbols():
+        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+    if atoms.pbc.all():
+        topology.setPeriodicBoxVectors(atoms.cell.array / ANGSTROM_PER_NANOMETER * unit.nanometer)
+    return topology

@@ -1,0 +1,50 @@
+"""What a molecular-dynamics run is told."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ggnn_ff.errors import InputError, nearest
+
+
+class MDSettings(BaseModel):
+    """The run's settings; also what `run.json` records."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    ensemble: Literal["nve", "langevin"] = "nve"
+    temperature: float | None = Field(
+        default=300.0, ge=0.0, description="K; of the first velocities and the bath; none: the structure's own momenta"
+    )
+    timestep: float = Field(default=0.5, gt=0.0, le=10.0, description="fs")
+    steps: int = Field(default=10_000, ge=1)
+    host: Literal["ase", "openmm"] = "ase"
+    backend: Literal["auto", "torch", "python"] = Field(default="auto", description="of the OpenMM force")
+    friction: float = Field(default=0.01, gt=0.0, description="1/fs, of the Langevin bath")
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1, description="steps between rows of energies.csv")
+    frame_every: int = Field(default=100, ge=1, description="steps between frames, a multiple of log_every")
+
+
+def make_settings(**values: Any) -> MDSettings:
+    """Validated settings.
+
+    Raises:
+        InputError: naming each value that does not fit.
+    """
+    try:
+        settings = MDSettings(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            hint = nearest(name, MDSettings.model_fields) if item["type"] == "extra_forbidden" else ""
+            lines.append(f"`{name}`: {item['msg']}, got {item['input']!r}{hint}")
+        raise InputError("\n".join(lines)) from error
+    if settings.frame_every % settings.log_every:
+        raise InputError(
+            f"`frame_every` must be a multiple of `log_every`, got {settings.frame_every} and {settings.log_every}"
+        )
+    if settings.ensemble == "langevin" and settings.temperature is None:
+        raise InputError("`temperature` must be given for a Langevin run, got none")
+    return settings
