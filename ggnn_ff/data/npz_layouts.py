@@ -93,7 +93,8 @@ def read_npz(path: Path) -> RawFrames:
         InputError: the file is truncated, pickled, of another layout, or its arrays do not fit together.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here because numpy leaves the file open when it turns out damaged
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             layout = _recognise(archive.files, path)
             arrays = {key: archive[key] for key in layout.required}
             theory, length_unit, energy_unit = (

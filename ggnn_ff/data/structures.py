@@ -92,7 +92,7 @@ def _from_file(path: Path) -> Atoms:
 
 
 def _from_smiles(smiles: str) -> Atoms:
-    """Three-dimensional structure by rdkit: distance geometry, then the MMFF94 force field where it has parameters."""
+    """Structure by rdkit: distance geometry, then the MMFF94 force field where it has parameters."""
     try:
         from rdkit import Chem, rdBase
         from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
