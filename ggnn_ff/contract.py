@@ -121,7 +121,9 @@ def parse_contract(text: str | bytes, source: str | Path) -> Contract:
     try:
         content: Any = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} holds no readable contract ({error}); it is truncated or not a potential") from error
+        raise InputError(
+            f"{source} holds no readable contract ({error}); it is truncated or not a potential"
+        ) from error
     try:
         return Contract.model_validate(content)
     except ValidationError as error:
@@ -141,6 +143,6 @@ def check_elements(contract: Contract, numbers: np.ndarray) -> None:
     foreign = sorted(symbols - set(contract.elements))
     if foreign:
         raise InputError(
-            f"`atoms` holds {', '.join(foreign)}, but this potential was trained on {', '.join(contract.elements)} only; "
-            "use a potential trained on these elements"
+            f"`atoms` holds {', '.join(foreign)}, but this potential was trained on "
+            f"{', '.join(contract.elements)} only; use a potential trained on these elements"
         )

@@ -1,6 +1,5 @@
 """Potentials on disk: the durable form (weights and contract) and the TorchScript file made from it."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ggnn_ff.contract import FORMAT_VERSION, Certificate, Contract, Example, TestErrors, TrainingData, parse_contract
+from ggnn_ff.contract import (
+    FORMAT_VERSION,
+    Certificate,
+    Contract,
+    Example,
+    TestErrors,
+    TrainingData,
+    parse_contract,
+)
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
@@ -139,9 +146,7 @@ def measure_certificate(module: nn.Module, atoms: Atoms, cutoff: float) -> Certi
         finite_difference_relative_error=max(errors),
         rotation_energy_error_ev=abs(float(rotated.energy[0]) - energy),
         rotation_forces_error_ev_per_angstrom=float(np.abs(rotated.forces.numpy() - forces @ rotation.T).max()),
-        permutation_forces_error_ev_per_angstrom=float(
-            np.abs(energy_and_forces(x, permutation)[1] - forces).max()
-        ),
+        permutation_forces_error_ev_per_angstrom=float(np.abs(energy_and_forces(x, permutation)[1] - forces).max()),
     )
 
 
@@ -241,7 +246,9 @@ def _ready(module: nn.Module) -> nn.Module:
 def _load_durable(folder: Path) -> LoadedPotential:
     for name in (CONTRACT, WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"`potential` folder {folder} must hold {name}, which is missing; has the training finished?")
+            raise InputError(
+                f"`potential` folder {folder} must hold {name}, which is missing; has the training finished?"
+            )
     contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
     hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
     potential = Potential(contract.architecture, hyperparameters, contract.cutoff, DTYPES[contract.dtype])
@@ -249,9 +256,7 @@ def _load_durable(folder: Path) -> LoadedPotential:
         potential.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS} does not fit its contract; it is damaged or foreign: {error}") from error
-    return LoadedPotential(
-        _ready(EnergyForces(potential)), contract, str(folder), contract.dtype, torch.device("cpu")
-    )
+    return LoadedPotential(_ready(EnergyForces(potential)), contract, str(folder), contract.dtype, torch.device("cpu"))
 
 
 def _load_torchscript(path: Path) -> LoadedPotential:
@@ -279,12 +284,14 @@ def _verify(loaded: LoadedPotential) -> None:
     try:
         answer = loaded.evaluate(example.atoms())
     except RuntimeError as error:
-        raise InputError(f"{loaded.source} cannot be evaluated; it is not a potential or is damaged: {error}") from error
+        raise InputError(
+            f"{loaded.source} cannot be evaluated; it is not a potential or is damaged: {error}"
+        ) from error
     energy_error = abs(float(answer.energy[0]) - example.energy)
     forces_error = float(np.abs(answer.forces.numpy() - np.array(example.forces)).max())
     energy_limit, forces_limit = TOLERANCE[loaded.dtype]
     if not (energy_error <= energy_limit and forces_error <= forces_limit):
         raise InputError(
-            f"{loaded.source} does not reproduce the example in its contract (energy off by {energy_error:.2e} eV, forces by "
-            f"{forces_error:.2e} eV/angstrom); the file is damaged, or torch {torch.__version__} computes it wrongly"
+            f"{loaded.source} does not reproduce the example in its contract (energy off by {energy_error:.2e} eV, "
+            f"forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch {torch.__version__} computes it wrongly"
         )

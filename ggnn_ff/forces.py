@@ -54,9 +54,7 @@ class EnergyForces(nn.Module):
             In training mode the forces keep the graph of the gradient, for a loss on them.
         """
         vectors = edge_vectors(positions.detach(), cell, edge_index, shifts, batch).requires_grad_(True)  # (E, 3)
-        energy, atomic_energies = self.potential(
-            Graph(numbers, edge_index, vectors, batch, n_structures)
-        )
+        energy, atomic_energies = self.potential(Graph(numbers, edge_index, vectors, batch, n_structures))
         total: list[Tensor] = [energy.sum()]
         gradient = torch.autograd.grad(total, [vectors], create_graph=self.training)[0]
         assert gradient is not None  # a type for TorchScript; the energy always depends on its edges

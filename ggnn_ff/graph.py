@@ -31,9 +31,7 @@ class Graph(NamedTuple):
     n_structures: int
 
 
-def edge_vectors(
-    positions: Tensor, cell: Tensor, edge_index: Tensor, shifts: Tensor, batch: Tensor
-) -> Tensor:
+def edge_vectors(positions: Tensor, cell: Tensor, edge_index: Tensor, shifts: Tensor, batch: Tensor) -> Tensor:
     """Vectors from centre i to neighbour j, `positions[j] + shifts @ cell - positions[i]`.
 
     Args:

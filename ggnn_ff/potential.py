@@ -16,6 +16,9 @@ class Potential(nn.Module):
     scale, shift and the sum over atoms are float64, so that the total energy is not drowned in rounding.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, name: str, hyperparameters: BaseModel, cutoff: float, dtype: torch.dtype) -> None:
         """Builds an untrained potential.
 
@@ -29,9 +32,7 @@ class Potential(nn.Module):
         self.cutoff = cutoff
         self.representation = architecture(name).representation(hyperparameters, cutoff)
         n_features = int(self.representation.n_features)  # type: ignore[arg-type]
-        self.readout = nn.Sequential(
-            nn.Linear(n_features, n_features // 2), nn.SiLU(), nn.Linear(n_features // 2, 1)
-        )
+        self.readout = nn.Sequential(nn.Linear(n_features, n_features // 2), nn.SiLU(), nn.Linear(n_features // 2, 1))
         self.register_buffer("scale", torch.ones(N_ELEMENTS, dtype=torch.float64))
         self.register_buffer("shift", torch.zeros(N_ELEMENTS, dtype=torch.float64))
         set_dtype(self, dtype)
@@ -47,5 +48,5 @@ class Potential(nn.Module):
 
 def set_dtype(potential: nn.Module, dtype: torch.dtype) -> None:
     """Converts representation and readout, eager or scripted; scale and shift stay float64."""
-    potential.representation.to(dtype)  # type: ignore[operator]
-    potential.readout.to(dtype)  # type: ignore[operator]
+    potential.representation.to(dtype)
+    potential.readout.to(dtype)

@@ -12,6 +12,8 @@ class BesselBasis(nn.Module):
     b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r for n = 1 ... B.
     """
 
+    frequencies: Tensor
+
     def __init__(self, n_radial: int, cutoff: float) -> None:
         super().__init__()
         frequencies = torch.arange(1, n_radial + 1, dtype=torch.float64) * (math.pi / cutoff)

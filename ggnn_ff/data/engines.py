@@ -23,9 +23,7 @@ def engine_calculator(engine: str = "gfn2-xtb") -> Calculator:
         InputError: no such engine, or it is not installed.
     """
     if engine not in ENGINES:
-        raise InputError(
-            f"`engine` must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}"
-        )
+        raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}")
     try:
         from tblite.ase import TBLite
     except ImportError as error:

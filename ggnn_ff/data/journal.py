@@ -63,9 +63,7 @@ def check_same_settings(before: Record, now: Record, path: Path) -> None:
     """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if names:
-        differences = ", ".join(
-            f"`{name}` was {before.get(name)} and is now {now.get(name)}" for name in names
-        )
+        differences = ", ".join(f"`{name}` was {before.get(name)} and is now {now.get(name)}" for name in names)
         raise InputError(
             f"{path} was made with other settings: {differences}. Use the same to continue, or another "
             "output, or delete this file to start over"
@@ -85,9 +83,7 @@ def _complete_lines(path: Path) -> list[tuple[Record, int]]:
             record = None
         if not isinstance(record, dict):
             if not lines and line.endswith(b"\n"):
-                raise InputError(
-                    f"{path} is not a journal of a sampling run; move it away or choose another output"
-                )
+                raise InputError(f"{path} is not a journal of a sampling run; move it away or choose another output")
             break
         end += len(line)
         lines.append((record, end))

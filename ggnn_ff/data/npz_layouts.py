@@ -54,9 +54,7 @@ RMD17 = Layout(
     energy="energies",
     forces="forces",
     numbers="nuclear_charges",
-    others=frozenset(
-        ["name", "theory", "md5", "old_indices", "old_energies", "old_forces", "r_unit", "e_unit"]
-    ),
+    others=frozenset(["name", "theory", "md5", "old_indices", "old_energies", "old_forces", "r_unit", "e_unit"]),
 )
 LAYOUTS = (MD17, RMD17)
 
@@ -98,13 +96,10 @@ def read_npz(path: Path) -> RawFrames:
             layout = _recognise(archive.files, path)
             arrays = {key: archive[key] for key in layout.required}
             theory, length_unit, energy_unit = (
-                _text(archive[key]) if key in archive.files else None
-                for key in ("theory", "r_unit", "e_unit")
+                _text(archive[key]) if key in archive.files else None for key in ("theory", "r_unit", "e_unit")
             )
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        message = (
-            f"`path`: {path} is a damaged npz file ({error}); it may be truncated: copy or download it again"
-        )
+        message = f"`path`: {path} is a damaged npz file ({error}); it may be truncated: copy or download it again"
         raise InputError(message) from error
     except InputError:
         raise
@@ -146,14 +141,10 @@ def _consistent(layout: Layout, arrays: dict[str, np.ndarray], path: Path) -> tu
     """Numbers (A,), positions (S, A, 3), energy (S,) and forces (S, A, 3), once their shapes agree."""
     positions, energy, forces, numbers = (arrays[key] for key in layout.required)
     if positions.ndim != 3 or positions.shape[2] != 3:
-        raise InputError(
-            f"`{layout.positions}` in {path} must have shape (frames, atoms, 3), got {positions.shape}"
-        )
+        raise InputError(f"`{layout.positions}` in {path} must have shape (frames, atoms, 3), got {positions.shape}")
     n_frames, n_atoms, _ = positions.shape
     if n_frames == 0 or n_atoms == 0:
-        raise InputError(
-            f"`path`: {path} has {n_frames} frames of {n_atoms} atoms; at least one of each is needed"
-        )
+        raise InputError(f"`path`: {path} has {n_frames} frames of {n_atoms} atoms; at least one of each is needed")
     if energy.shape == (n_frames, 1):
         energy = energy[:, 0]
     expected = {

@@ -99,8 +99,7 @@ def _question_forces(contacts: _Contacts, energy_unit: str, length_unit: str, so
             stiffness.append(constant / normal)
             symbol = chemical_symbols[number]
             text = text or (
-                f"the {symbol}-H force constant comes out as {constant:.3g} eV/angstrom^2, about "
-                f"{normal:.0f} is normal"
+                f"the {symbol}-H force constant comes out as {constant:.3g} eV/angstrom^2, about {normal:.0f} is normal"
             )
     if not stiffness:
         return

@@ -74,12 +74,8 @@ def read_frames(
         start = file.read(4096)
     if start.startswith(b"PK\x03\x04"):
         raw = read_npz(path)
-        energy_unit = (
-            energy_unit or _unit_in_file(raw.energy_unit, ENERGY_UNITS, "e_unit", path) or "kcal/mol"
-        )
-        length_unit = (
-            length_unit or _unit_in_file(raw.length_unit, LENGTH_UNITS, "r_unit", path) or "angstrom"
-        )
+        energy_unit = energy_unit or _unit_in_file(raw.energy_unit, ENERGY_UNITS, "e_unit", path) or "kcal/mol"
+        length_unit = length_unit or _unit_in_file(raw.length_unit, LENGTH_UNITS, "r_unit", path) or "angstrom"
         frames = _from_arrays(raw)
     elif start.startswith(b"\x93NUMPY"):
         raise InputError(
@@ -230,9 +226,7 @@ def _check_values(frames: LabelledFrames, path: Path) -> None:
 
 def _check_unit(argument: str, unit: str | None, known: dict[str, float]) -> None:
     if unit is not None and unit not in known:
-        raise InputError(
-            f"`{argument}` must be one of {', '.join(known)}, got '{unit}'{nearest(unit, known)}"
-        )
+        raise InputError(f"`{argument}` must be one of {', '.join(known)}, got '{unit}'{nearest(unit, known)}")
 
 
 def _unit_in_file(spelling: str | None, known: dict[str, float], key: str, path: Path) -> str | None:
@@ -242,8 +236,7 @@ def _unit_in_file(spelling: str | None, known: dict[str, float], key: str, path:
     if unit not in known:
         argument = "energy_unit" if known is ENERGY_UNITS else "length_unit"
         raise InputError(
-            f"`{key}` in {path} must be one of {', '.join(known)}, got '{spelling}'; state the unit: "
-            f'{argument}="..."'
+            f"`{key}` in {path} must be one of {', '.join(known)}, got '{spelling}'; state the unit: {argument}=\"...\""
         )
     return unit
 

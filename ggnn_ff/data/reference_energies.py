@@ -25,15 +25,11 @@ def reference_energies_from_atoms(path: str | Path) -> dict[int, float]:
     for index, atoms in enumerate(read_structures(path)):
         where = f"frame {index} (counted from 0) of {path}"
         if len(atoms) != 1:
-            raise InputError(
-                f"`path`: each frame must be one isolated atom, got {len(atoms)} atoms in {where}"
-            )
+            raise InputError(f"`path`: each frame must be one isolated atom, got {len(atoms)} atoms in {where}")
         results = atoms.calc.results if atoms.calc is not None else {}
         energy = float(results.get("energy", np.nan))
         if not np.isfinite(energy):
-            raise InputError(
-                f"`path`: each isolated atom must have a finite `energy` in eV, got none in {where}"
-            )
+            raise InputError(f"`path`: each isolated atom must have a finite `energy` in eV, got none in {where}")
         number = int(atoms.numbers[0])
         if energies.setdefault(number, energy) != energy:
             raise InputError(
@@ -63,9 +59,7 @@ def least_squares_reference_energies(frames: LabelledFrames) -> dict[int, float]
     frame_of_atom = np.repeat(np.arange(len(frames)), frames.n_atoms)
     counts = np.zeros((len(frames), len(elements)))
     np.add.at(counts, (frame_of_atom, element_of_atom), 1.0)
-    compositions, frame_composition, multiplicity = np.unique(
-        counts, axis=0, return_inverse=True, return_counts=True
-    )
+    compositions, frame_composition, multiplicity = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
     # One weighted row per composition gives the same solution as one row per frame, at a fraction of the
     # cost.
     mean_energy = np.bincount(frame_composition.reshape(-1), weights=frames.energy) / multiplicity

@@ -94,9 +94,7 @@ def sample(
         return npz
     twin = Path(stem + ".xyz")
     if twin.exists() and not journal_path.exists():
-        raise InputError(
-            f"`output`: {twin} exists and would be overwritten; choose another output or move it away"
-        )
+        raise InputError(f"`output`: {twin} exists and would be overwritten; choose another output or move it away")
     with one_thread():
         journal = Journal(journal_path, settings)
         try:
@@ -243,9 +241,7 @@ def _check_finished(npz: Path, settings: Record) -> None:
     with np.load(npz, allow_pickle=False) as archive:
         text = str(archive["settings"]) if "settings" in archive.files else ""
     if not text:
-        raise InputError(
-            f"`output`: {npz} exists and was not made by sampling; choose another output or delete it"
-        )
+        raise InputError(f"`output`: {npz} exists and was not made by sampling; choose another output or delete it")
     check_same_settings(json.loads(text), settings, npz)
     twin = npz.with_suffix(".xyz")
     if not twin.exists():

@@ -134,9 +134,7 @@ def read_index_file(path: str | Path) -> np.ndarray:
         raise InputError(f"`path`: {path} has no indices; one per line is needed")
     values, counts = np.unique(indices, return_counts=True)
     if counts.max() > 1:
-        raise InputError(
-            f"`path`: {path} must name each frame once, got {values[counts.argmax()]} more than once"
-        )
+        raise InputError(f"`path`: {path} must name each frame once, got {values[counts.argmax()]} more than once")
     return np.array(indices, dtype=np.int64)
 
 
@@ -165,9 +163,7 @@ def find_duplicates(first: LabelledFrames, second: LabelledFrames) -> list[tuple
         for index in np.flatnonzero(stop > start):
             near = order[start[index] : stop[index]]
             difference = np.abs(vectors_first[near] - vectors_second[index]).max(axis=1)
-            pairs += [
-                (int(rows_first[i]), int(rows_second[index])) for i in near[difference <= _SAME_POSITION]
-            ]
+            pairs += [(int(rows_first[i]), int(rows_second[index])) for i in near[difference <= _SAME_POSITION]]
     return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
 
 

@@ -85,9 +85,7 @@ def _from_file(path: Path) -> Atoms:
     if not isinstance(atoms, Atoms):
         raise InputError(f"`structure`: {path} must hold a structure, got {type(atoms).__name__}")
     if not np.isfinite(atoms.positions).all():
-        raise InputError(
-            f"`structure`: the positions in {path} must be finite, got NaN or infinity; correct the file"
-        )
+        raise InputError(f"`structure`: the positions in {path} must be finite, got NaN or infinity; correct the file")
     return atoms
 
 

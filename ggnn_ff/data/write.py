@@ -29,9 +29,7 @@ def write_md17_npz(path: Path, frames: LabelledFrames, *, settings: str = "") ->
     n_frames, n_atoms = len(frames), int(frames.n_atoms[0])
     same_size = bool(np.all(frames.n_atoms == n_atoms))
     if not same_size or np.any(frames.numbers.reshape(n_frames, n_atoms) != frames.numbers[:n_atoms]):
-        raise InputError(
-            "`frames` must all have the same atoms in the same order to fit MD17's layout; write extxyz"
-        )
+        raise InputError("`frames` must all have the same atoms in the same order to fit MD17's layout; write extxyz")
     if frames.pbc.any():
         raise InputError("`frames` must not be periodic, for MD17's layout has no cell; write extxyz")
     arrays = {

@@ -10,7 +10,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.export import LoadedPotential
-from ggnn_ff.hosts.openmm import openmm_force
+from ggnn_ff.hosts.openmm import make_topology, openmm_force
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
 
 
@@ -43,7 +43,12 @@ class ASEEngine:
         else:
             friction = settings.friction / FEMTOSECOND
             self.integrator = Langevin(
-                atoms, timestep, temperature_K=settings.temperature, friction=friction, fixcm=False, rng=self.random
+                atoms,
+                timestep,
+                temperature_K=settings.temperature,
+                friction=friction,
+                fixcm=False,
+                rng=self.random,
             )
 
     def step(self, n_steps: int) -> None:
@@ -130,16 +135,3 @@ def velocity_verlet(timestep: Any) -> Any:
     integrator.addComputePerDof("x", "x + dt * v")
     integrator.addComputePerDof("v", "v + 0.5 * dt * f / m")
     return integrator
-
-
-def make_topology(atoms: Atoms) -> Any:
-    """`openmm.app.Topology` of one residue with the elements and, if periodic, the box of `atoms`."""
-    from openmm import app, unit
-
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    for symbol in atoms.get_chemical_symbols():
-        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
-    if atoms.pbc.all():
-        topology.setPeriodicBoxVectors(atoms.cell.array / ANGSTROM_PER_NANOMETER * unit.nanometer)
-    return topology

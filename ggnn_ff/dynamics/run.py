@@ -123,7 +123,9 @@ def first_state(atoms: Atoms, settings: MDSettings) -> Atoms:
     start = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     start.set_masses(atoms.get_masses())
     if settings.host == "openmm" and atoms.pbc.any() and not atoms.pbc.all():
-        raise InputError(f"`structure` must be periodic in no or all directions in OpenMM, got pbc={atoms.pbc.tolist()}")
+        raise InputError(
+            f"`structure` must be periodic in no or all directions in OpenMM, got pbc={atoms.pbc.tolist()}"
+        )
     if settings.temperature is None:
         momenta = atoms.get_momenta()
         if not momenta.any():
@@ -170,8 +172,8 @@ class _Watch:
         positions, momenta, energy = engine.read()
         if not (np.isfinite(positions).all() and np.isfinite(momenta).all() and np.isfinite(energy)):
             raise UnstableDynamics(
-                f"positions, momenta or energy are not finite at step {step}; use a shorter time step, or train on more "
-                "structures of this kind"
+                f"positions, momenta or energy are not finite at step {step}; use a shorter time step, or train on "
+                "more structures of this kind"
             )
         deviations = np.abs(self._lengths(positions) - self.first_lengths)
         if deviations.size and deviations.max() > LONGEST_DEVIATION:
@@ -200,7 +202,14 @@ class _RunFiles:
         self.energies_path, self.frames_path = folder / "energies.csv", folder / "trajectory.xyz"
         self.checkpoint_path = folder / "checkpoint.npz"
         source = potential.source if isinstance(potential, LoadedPotential) else type(potential).__name__
-        arrays = (start.numbers, start.positions, start.get_momenta(), start.cell.array, start.pbc, start.get_masses())
+        arrays = (
+            start.numbers,
+            start.positions,
+            start.get_momenta(),
+            start.cell.array,
+            start.pbc,
+            start.get_masses(),
+        )
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
         self.record = {
             "potential": source,
@@ -245,7 +254,8 @@ class _RunFiles:
         if different:
             changes = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
             raise InputError(
-                f"`output` {self.folder} holds another run ({changes}); choose another folder, or delete it to start anew"
+                f"`output` {self.folder} holds another run ({changes}); choose another "
+                "folder, or delete it to start anew"
             )
 
     def log(self, step: int, state: Atoms, settings: MDSettings) -> None:

@@ -14,7 +14,9 @@ class MDSettings(BaseModel):
 
     ensemble: Literal["nve", "langevin"] = "nve"
     temperature: float | None = Field(
-        default=300.0, ge=0.0, description="K; of the first velocities and the bath; none: the structure's own momenta"
+        default=300.0,
+        ge=0.0,
+        description="K; of the first velocities and the bath; none: the structure's own momenta",
     )
     timestep: float = Field(default=0.5, gt=0.0, le=10.0, description="fs")
     steps: int = Field(default=10_000, ge=1)

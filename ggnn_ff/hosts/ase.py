@@ -1,7 +1,7 @@
 """The potential as an ASE calculator."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -19,11 +19,9 @@ class GGNNCalculator(Calculator):
         atoms.calc = GGNNCalculator("ethanol-pbe")
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
 
-    def __init__(
-        self, potential: str | Path | LoadedPotential, device: str = "cpu", dtype: str | None = None
-    ) -> None:
+    def __init__(self, potential: str | Path | LoadedPotential, device: str = "cpu", dtype: str | None = None) -> None:
         """Loads the potential; no global state of torch is changed.
 
         Args:
@@ -38,8 +36,8 @@ class GGNNCalculator(Calculator):
         if isinstance(potential, LoadedPotential):
             if dtype not in (None, potential.dtype) or device not in ("cpu", str(potential.device)):
                 raise InputError(
-                    f"`potential` was loaded as {potential.dtype} on {potential.device} already, got dtype={dtype!r} and "
-                    f"device={device!r}; give them to load_potential instead"
+                    f"`potential` was loaded as {potential.dtype} on {potential.device} already, got dtype={dtype!r} "
+                    f"and device={device!r}; give them to load_potential instead"
                 )
             self.potential = potential
         else:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
 from ggnn_ff.contract import check_elements
@@ -17,6 +18,10 @@ from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
 class OpenMMModule(nn.Module):
     """Positions in nm in, energy in kJ/mol and forces in kJ/mol/nm out; what both backends call."""
+
+    numbers: Tensor
+    atoms: Tensor
+    batch: Tensor
 
     def __init__(self, module: nn.Module, cutoff: float, numbers: Tensor, atoms: Tensor) -> None:
         """Prepares the evaluation of `atoms` (n,), indices among the particles, with `numbers` (n,)."""
@@ -160,3 +165,16 @@ def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.nda
         )
     numbers = [particles[i].element.atomic_number for i in indices]
     return np.array(numbers, dtype=np.int64), np.array(indices, dtype=np.int64)
+
+
+def make_topology(atoms: Atoms) -> Any:
+    """`openmm.app.Topology` of one residue with the elements and, if periodic, the box of `atoms`."""
+    from openmm import app, unit
+
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    for symbol in atoms.get_chemical_symbols():
+        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+    if atoms.pbc.all():
+        topology.setPeriodicBoxVectors(atoms.cell.array / ANGSTROM_PER_NANOMETER * unit.nanometer)
+    return topology

@@ -26,15 +26,16 @@ class Message(nn.Module):
     def __init__(self, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.phi = nn.Sequential(
-            nn.Linear(n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features)
-        )
+        self.phi = nn.Sequential(nn.Linear(n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features))
 
     def forward(
         self, scalars: Tensor, vectors: Tensor, filters: Tensor, directions: Tensor, edge_index: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, F) after hearing the neighbours; filters are (E, 3F)."""
         centre, neighbour = edge_index[0], edge_index[1]
-        ds, dv_direction, dv_vector = (self.phi(scalars)[neighbour] * filters).split(self.n_features, dim=-1)  # (E, F) each
+        ds, dv_direction, dv_vector = (self.phi(scalars)[neighbour] * filters).split(
+            self.n_features, dim=-1
+        )  # (E, F) each
         dv = dv_direction.unsqueeze(1) * directions.unsqueeze(-1)  # (E, 3, F)
         dv = dv + dv_vector.unsqueeze(1) * vectors[neighbour]
         return scalars.index_add(0, centre, ds), vectors.index_add(0, centre, dv)
@@ -47,11 +48,10 @@ class Update(nn.Module):
         super().__init__()
         self.n_features = n_features
         self.mix = nn.Linear(n_features, 2 * n_features, bias=False)  # the matrices V and U
-        self.a = nn.Sequential(
-            nn.Linear(2 * n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features)
-        )
+        self.a = nn.Sequential(nn.Linear(2 * n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features))
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, F) after mixing within each atom."""
         v, u = self.mix(vectors).split(self.n_features, dim=-1)  # (N, 3, F) each
         norm = torch.sqrt((v * v).sum(dim=1) + 1e-8)  # (N, F); smooth where the vectors vanish
         a_ss, a_sv, a_vv = self.a(torch.cat([scalars, norm], dim=-1)).split(self.n_features, dim=-1)  # (N, F) each
@@ -85,7 +85,7 @@ class PaiNN(nn.Module):
         scalars = self.embedding(graph.numbers)  # (N, F)
         vectors = scalars.new_zeros((scalars.shape[0], 3, self.n_features))
         n_filters = 3 * self.n_features
-        for layer, (message, update) in enumerate(zip(self.messages, self.updates)):
+        for layer, (message, update) in enumerate(zip(self.messages, self.updates)):  # noqa: B905 (TorchScript knows no strict)
             layer_filters = filters.narrow(1, layer * n_filters, n_filters)  # (E, 3F)
             scalars, vectors = message(scalars, vectors, layer_filters, directions, graph.edge_index)
             scalars, vectors = update(scalars, vectors)

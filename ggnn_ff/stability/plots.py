@@ -282,9 +282,7 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError(
-            "plots need matplotlib, which is not installed: pip install 'ggnn-ff[analysis]'"
-        ) from error
+        raise InputError("plots need matplotlib, which is not installed: pip install 'ggnn-ff[analysis]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

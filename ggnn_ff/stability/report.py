@@ -154,9 +154,7 @@ def check(
     ]
     if expected is not None:
         thinned = "" if stride == 1 else f"; one frame in {stride} was used"
-        explanation = (
-            f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
-        )
+        explanation = f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
         error = distribution_error(distribution, expected)
         verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
     return Report(trajectory, tuple(verdicts), bonds, distances, distribution, expected)
@@ -178,9 +176,7 @@ def _distribution(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray, int]:
     n_atoms = len(trajectory.numbers)
     pairs = len(trajectory) * n_atoms * (n_atoms - 1) // 2
     stride = max(1, -(-pairs // _LARGEST_PAIR_COUNT))
-    centres, h = distance_distribution(
-        trajectory.positions[::stride], trajectory.cell[::stride], trajectory.pbc
-    )
+    centres, h = distance_distribution(trajectory.positions[::stride], trajectory.cell[::stride], trajectory.pbc)
     return centres, h, stride
 
 

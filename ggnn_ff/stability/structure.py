@@ -40,9 +40,7 @@ class BondDeviations:
     broken_reference: float | None
 
 
-def lengths_of_bonds(
-    positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray
-) -> np.ndarray:
+def lengths_of_bonds(positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Minimum-image bond lengths of every frame.
 
     Args:
@@ -56,9 +54,7 @@ def lengths_of_bonds(
     """
     if not np.any(pbc) or np.all(cell == cell[0]):
         return bond_lengths(positions, pairs, cell[0], pbc)
-    return np.stack(
-        [bond_lengths(frame, pairs, box, pbc) for frame, box in zip(positions, cell, strict=True)]
-    )
+    return np.stack([bond_lengths(frame, pairs, box, pbc) for frame, box in zip(positions, cell, strict=True)])
 
 
 def bond_deviations(
@@ -170,9 +166,7 @@ def distance_distribution(
     return centres, counts[:n_bins] / (n_frames * n_pairs * width)
 
 
-def distribution_error(
-    h: np.ndarray, reference: np.ndarray, largest_distance: float = LARGEST_DISTANCE
-) -> float:
+def distribution_error(h: np.ndarray, reference: np.ndarray, largest_distance: float = LARGEST_DISTANCE) -> float:
     """Mean absolute error of h(r) as in arXiv 2210.07237: the integral of |h - h_reference| over r.
 
     It is 0 for equal distributions and 2 for disjoint ones.

@@ -70,8 +70,7 @@ def _read_run_folder(folder: Path) -> Trajectory:
         ensemble, n_atoms = str(run["ensemble"]), int(run["n_atoms"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder / 'run.json'} must be JSON with `ensemble` and `n_atoms` ({error!r}); run `ggnn-ff md` "
-            "again"
+            f"{folder / 'run.json'} must be JSON with `ensemble` and `n_atoms` ({error!r}); run `ggnn-ff md` again"
         ) from None
     frames = _read_with_ase(folder / "trajectory.xyz")
     if len(frames.numbers) != n_atoms:
@@ -80,9 +79,7 @@ def _read_run_folder(folder: Path) -> Trajectory:
             "these files are not from one run"
         )
     energies, notes = _read_energies(folder / "energies.csv")
-    return replace(
-        frames, source=str(folder), energies=energies, ensemble=ensemble, notes=frames.notes + notes
-    )
+    return replace(frames, source=str(folder), energies=energies, ensemble=ensemble, notes=frames.notes + notes)
 
 
 def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:

@@ -80,9 +80,7 @@ def energy_verdicts(trajectory: Trajectory, threshold: float) -> list[Verdict]:
         reason = f"not measured: {len(energies.potential)} rows of energies, {LEAST_ROWS} are needed"
     if reason is not None or energies is None or energies.times_fs is None or energies.kinetic is None:
         return [Verdict("energy drift", None, "meV/atom/ps", threshold, None, reason or "not measured")]
-    result = energy_conservation(
-        energies.times_fs, energies.potential, energies.kinetic, len(trajectory.numbers)
-    )
+    result = energy_conservation(energies.times_fs, energies.potential, energies.kinetic, len(trajectory.numbers))
     return [
         _drift_verdict(result, trajectory.ensemble, threshold),
         Verdict(

@@ -64,9 +64,7 @@ class CompiledLoss:
         def loss_and_gradient(parameters: list[Tensor], *tensors: Tensor) -> list[Tensor]:
             positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
             given = Batch(positions, numbers, cell, edge_index, shifts, index, n_structures, energy, forces)
-            prediction = functional_call(
-                self.model, dict(zip(self.names, parameters, strict=True)), given.inputs
-            )
+            prediction = functional_call(self.model, dict(zip(self.names, parameters, strict=True)), given.inputs)
             loss = self.loss(prediction, given)
             return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 

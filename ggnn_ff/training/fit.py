@@ -4,8 +4,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import lightning
 import numpy as np
@@ -16,9 +16,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ggnn_ff.contract import TestErrors, TrainingData
+from ggnn_ff.contract import TrainingData
 from ggnn_ff.data.frames import LabelledFrames
-from ggnn_ff.data.reference_energies import check_reference_energies, least_squares_reference_energies, reference_energies_from_atoms
+from ggnn_ff.data.reference_energies import (
+    check_reference_energies,
+    least_squares_reference_energies,
+    reference_energies_from_atoms,
+)
 from ggnn_ff.data.splits import Split
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import CONTRACT, DTYPES, make_contract, write_potential
@@ -28,50 +32,10 @@ from ggnn_ff.models import architecture
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
 from ggnn_ff.training.split import load_split
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A potential on labelled frames: what it says beside what the reference says (eV, eV/angstrom)."""
-
-    energy: np.ndarray  # (S,)
-    reference_energy: np.ndarray  # (S,)
-    forces: np.ndarray  # (N, 3)
-    reference_forces: np.ndarray  # (N, 3)
-    n_atoms: np.ndarray  # (S,)
-
-    def errors(self, frames: LabelledFrames) -> TestErrors:
-        """The customary mean errors."""
-        energy = 1e3 * (self.energy - self.reference_energy)
-        forces = 1e3 * (self.forces - self.reference_forces)
-        return TestErrors(
-            name=frames.source,
-            sha256=frames.sha256,
-            n_frames=len(energy),
-            energy_mae_mev=float(np.abs(energy).mean()),
-            energy_rmse_mev=float(np.sqrt((energy**2).mean())),
-            energy_mae_mev_per_atom=float(np.abs(energy / self.n_atoms).mean()),
-            forces_mae_mev_per_angstrom=float(np.abs(forces).mean()),
-            forces_rmse_mev_per_angstrom=float(np.sqrt((forces**2).mean())),
-        )
-
-
-def evaluate_frames(module: torch.nn.Module, frames: LabelledFrames, cutoff: float, batch_size: int = 50) -> Evaluation:
-    """Runs `module` (`EnergyForces`, eager or scripted, in evaluation mode) over all frames on the CPU."""
-    dataset = GraphDataset(frames, cutoff)
-    energy: list[Tensor] = []
-    forces: list[Tensor] = []
-    for start in range(0, len(dataset), batch_size):
-        batch = dataset.collate(list(range(start, min(start + batch_size, len(dataset)))))
-        prediction = module(*batch.inputs)
-        energy.append(prediction.energy.detach())
-        forces.append(prediction.forces.detach())
-    return Evaluation(
-        torch.cat(energy).numpy(), frames.energy, torch.cat(forces).numpy(), frames.forces, frames.n_atoms
-    )
 
 
 def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
@@ -116,7 +80,10 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
         elements=split.train.elements,
         level_of_theory=split.train.level_of_theory,
         training_data=TrainingData(
-            name=split.train.source, n_train=len(split.train), n_valid=len(split.valid), sha256=split.train.sha256
+            name=split.train.source,
+            n_train=len(split.train),
+            n_valid=len(split.valid),
+            sha256=split.train.sha256,
         ),
         test_errors=errors,
     )
@@ -145,8 +112,8 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
     for number, energy in reference.items():
         potential.shift[number] = energy
     remainder = float(frames.energy.sum() - potential.shift.numpy()[frames.numbers].sum())
-    with torch.no_grad():
-        potential.readout[-1].bias.fill_(remainder / len(frames.numbers) / forces_rms)
+    bias = cast(Tensor, potential.readout[-1].bias)
+    torch.nn.init.constant_(bias, remainder / len(frames.numbers) / forces_rms)
     return potential, forces_rms
 
 
@@ -176,7 +143,10 @@ def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progr
             check_val_every_n_epoch=min(settings.validate_every, settings.epochs),
             inference_mode=False,  # validation differentiates the energy
             use_distributed_sampler=False,
-            logger=[CSVLogger(config.output, name="csv"), TensorBoardLogger(config.output, name="tensorboard")],
+            logger=[
+                CSVLogger(config.output, name="csv"),
+                TensorBoardLogger(config.output, name="tensorboard"),
+            ],
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -212,7 +182,11 @@ def _quiet_lightning() -> Iterator[None]:
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    expected = ("does not have many workers", "Checkpoint directory .* exists", "smaller than the logging interval")
+    expected = (
+        "does not have many workers",
+        "Checkpoint directory .* exists",
+        "smaller than the logging interval",
+    )
     try:
         with warnings.catch_warnings():
             for message in expected:
@@ -225,4 +199,3 @@ def _quiet_lightning() -> Iterator[None]:
 def is_trained(folder: Path) -> bool:
     """Whether `folder` holds a finished training."""
     return (folder / CONTRACT).exists()
-

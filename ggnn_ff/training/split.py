@@ -25,7 +25,9 @@ def load_split(config: DataConfig) -> Split:
     n_valid = _count("valid", valid, config.n_valid)
     n_test = _count("test", test, config.n_test)
     if valid is None and n_valid == 0:
-        raise InputError("`data` must say which frames validate: a file `valid`, a number `n_valid`, or `valid_indices`")
+        raise InputError(
+            "`data` must say which frames validate: a file `valid`, a number `n_valid`, or `valid_indices`"
+        )
     n_train = config.n_train if config.n_train is not None else len(frames) - n_valid - n_test
     drawn = [frames.select(rows) for rows in random_split(len(frames), n_train, n_valid, n_test, config.seed)]
     return Split(drawn[0], valid if valid is not None else drawn[1], test if test is not None else drawn[2])

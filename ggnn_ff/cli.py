@@ -1,0 +1,263 @@
+"""The command `ggnn-ff`: parse, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ggnn_ff.errors import InputError
+
+# What each command needs is imported inside it, so that help is quick and unused extras are not missed.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console()
+
+EXTRAS = {  # module that an extra brings -> its name
+    "lightning": "train",
+    "yaml": "train",
+    "openmm": "openmm",
+    "openmmtorch": "openmm",
+    "tblite": "sample",
+    "matplotlib": "analysis",
+    "mdtraj": "analysis",
+}
+
+
+def main() -> None:
+    """Runs the command; what a user can mend is printed without a traceback, with exit status 2."""
+    from ggnn_ff.dynamics.run import UnstableDynamics
+
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this command needs {error.name}; install it with: pip install 'ggnn-ff[{extra}]'")
+    except (InputError, UnstableDynamics, OSError, ImportError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on")
+
+
+def _fail(message: str) -> None:
+    print(f"ggnn-ff: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="where to write")]
+
+
+@app.command()
+def quickstart(
+    output: Output = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="of sampling, training and velocities")] = 0,
+) -> None:
+    """Sample ethanol with GFN2-xTB, train a PaiNN, export it, run it in ASE and OpenMM, and report."""
+    from ggnn_ff.quickstart import run_quickstart
+
+    run_quickstart(output, seed, console)
+
+
+@app.command()
+def sample(
+    structure: Annotated[str, typer.Argument(help="name (ethanol), SMILES, or a file that ASE reads")],
+    output: Output,
+    frames: Annotated[int, typer.Option(help="how many")] = 1000,
+    temperature: Annotated[float, typer.Option(help="K")] = 500.0,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    stride: Annotated[int, typer.Option(help="steps between frames")] = 20,
+    seed: Annotated[int, typer.Option(help="of the velocities and the random forces")] = 0,
+    engine: Annotated[str, typer.Option(help="what labels the frames")] = "gfn2-xtb",
+) -> None:
+    """Label frames of a molecule with a quantum-chemistry engine, for training; resumes after a kill."""
+    from ggnn_ff.data.sample import sample as run
+
+    with _bar("frames") as (progress, task):
+        path = run(
+            structure,
+            output,
+            frames=frames,
+            temperature=temperature,
+            timestep=timestep,
+            stride=stride,
+            seed=seed,
+            engine=engine,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(f"{frames} frames in {path} and {path.with_suffix('.xyz')}")
+
+
+@app.command()
+def train(config: Annotated[Path, typer.Argument(help="YAML file; see examples/")]) -> None:
+    """Train a potential; run again to go on with an interrupted training."""
+    from ggnn_ff.training.config import read_config
+    from ggnn_ff.training.fit import fit
+
+    folder = fit(read_config(config))
+    _print_contract(folder)
+    console.print(f"potential in {folder}; export it with: ggnn-ff export {folder} -o potential.pt", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a training")],
+    output: Output,
+) -> None:
+    """Write the TorchScript file of a trained potential, checked against the eager one."""
+    from ggnn_ff.export import export_torchscript
+
+    export_torchscript(run, output)
+    console.print(f"wrote {output}")
+
+
+@app.command()
+def info(potential: Annotated[str, typer.Argument(help="shipped name, file or folder")]) -> None:
+    """Show the contract of a potential."""
+    _print_contract(potential)
+
+
+@app.command()
+def potentials() -> None:
+    """List the potentials that ship with the package."""
+    from ggnn_ff.contract import parse_contract
+    from ggnn_ff.export import CONTRACT, shipped_potentials
+
+    table = Table("name", "elements", "architecture", "level of theory", "force MAE (meV/angstrom)")
+    for name, folder in shipped_potentials().items():
+        contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
+        errors = contract.test_errors
+        force = f"{errors.forces_mae_mev_per_angstrom:.2f}" if errors is not None else "not measured"
+        table.add_row(name, " ".join(contract.elements), contract.architecture, contract.level_of_theory, force)
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    potential: Annotated[str, typer.Argument(help="shipped name, file or folder")],
+    data: Annotated[Path, typer.Argument(help="labelled frames: MD17 npz, extxyz, ...")],
+    energy_unit: Annotated[str | None, typer.Option(help="of the file, if not its custom")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="of the file, if not its custom")] = None,
+) -> None:
+    """Measure the errors of a potential on labelled frames; prints a table and JSON."""
+    from ggnn_ff.contract import check_elements
+    from ggnn_ff.data.readers import read_frames
+    from ggnn_ff.export import load_potential
+    from ggnn_ff.training.evaluation import evaluate_frames
+
+    loaded = load_potential(potential)
+    frames = read_frames(data, energy_unit=energy_unit, length_unit=length_unit)
+    check_elements(loaded.contract, frames.numbers)
+    errors = evaluate_frames(loaded.module, frames, loaded.contract.cutoff).errors(frames)
+    print(errors.model_dump_json(indent=1))
+
+
+@app.command()
+def md(
+    potential: Annotated[str, typer.Argument(help="shipped name, file or folder")],
+    structure: Annotated[str, typer.Argument(help="name (ethanol), SMILES, or a file that ASE reads")],
+    output: Output,
+    ensemble: Annotated[str, typer.Option(help="nve or langevin")] = "nve",
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="K, of the first velocities and the bath [default: the structure's momenta]"),
+    ] = None,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    steps: Annotated[int, typer.Option(help="how many")] = 10_000,
+    host: Annotated[str, typer.Option(help="ase or openmm")] = "ase",
+    backend: Annotated[str, typer.Option(help="of the OpenMM force: auto, torch or python")] = "auto",
+    friction: Annotated[float, typer.Option(help="1/fs, of the Langevin bath")] = 0.01,
+    seed: Annotated[int, typer.Option(help="of velocities and random forces")] = 0,
+    log_every: Annotated[int, typer.Option(help="steps between rows of energies.csv")] = 10,
+    frame_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: as trained]")] = None,
+    device: Annotated[str, typer.Option(help="of the ASE host: cpu or cuda")] = "cpu",
+) -> None:
+    """Run molecular dynamics; run again to go on after a kill, or with more steps."""
+    from ggnn_ff.data.structures import find_structure
+    from ggnn_ff.dynamics.run import run_md
+    from ggnn_ff.dynamics.settings import make_settings
+    from ggnn_ff.export import load_potential
+
+    settings = make_settings(
+        ensemble=ensemble,
+        temperature=temperature,
+        timestep=timestep,
+        steps=steps,
+        host=host,
+        backend=backend,
+        friction=friction,
+        seed=seed,
+        log_every=log_every,
+        frame_every=frame_every,
+    )
+    loaded = load_potential(potential, device=device, dtype=dtype)
+    result = run_md(loaded, find_structure(structure), output, settings)
+    console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    trajectory: Annotated[Path, typer.Argument(help="run folder, or a file that ASE or mdtraj reads")],
+    reference: Annotated[Path | None, typer.Option(help="trajectory by the reference method")] = None,
+    topology: Annotated[Path | None, typer.Option(help="for files without one, such as DCD")] = None,
+    frame_interval: Annotated[float | None, typer.Option(help="fs between frames, if the file does not say")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="nve or langevin, if the file does not say")] = None,
+    drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="folder for check.json and check.png [default: beside it]"),
+    ] = None,
+) -> None:
+    """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails."""
+    from ggnn_ff.stability.report import check_trajectory, report_table, write_report
+
+    report = check_trajectory(
+        trajectory,
+        reference=reference,
+        topology=topology,
+        frame_interval_fs=frame_interval,
+        ensemble=ensemble,
+        drift_threshold=drift_threshold,
+    )
+    folder = output or (trajectory if trajectory.is_dir() else trajectory.parent)
+    write_report(report, folder)
+    console.print(report_table(report))
+    console.print(
+        f"{'passed' if report.passed else 'FAILED'}; details in {folder / 'check.json'} and check.png",
+        soft_wrap=True,
+    )
+    if not report.passed:
+        sys.exit(1)
+
+
+def _bar(unit: str):  # type: ignore[no-untyped-def]
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar():  # type: ignore[no-untyped-def]
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield progress, progress.add_task("", total=None)
+
+    return bar()
+
+
+def _print_contract(potential: str | Path) -> None:
+    from ggnn_ff.export import load_potential
+
+    contract = load_potential(potential).contract
+    table = Table("field", "value", title=str(potential), show_header=False)
+    for field, value in contract.model_dump(exclude={"example"}).items():
+        if isinstance(value, dict) and field != "hyperparameters":
+            for key, item in value.items():
+                table.add_row(f"{field}.{key}", f"{item:.4g}" if isinstance(item, float) else str(item))
+        else:
+            table.add_row(field, json.dumps(value) if isinstance(value, dict) else str(value))
+    console.print(table)
