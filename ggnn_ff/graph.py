@@ -82,7 +82,7 @@ def from_atoms(atoms: Atoms) -> Structure:
             raise InputError(f"`atoms.cell` must span a volume, got linearly dependent vectors {cell.tolist()}")
     return Structure(
         positions=torch.from_numpy(positions.copy()),
-        numbers=torch.from_numpy(np.asarray(atoms.numbers, dtype=np.int64)),
+        numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
         cell=torch.from_numpy(cell.copy()).unsqueeze(0),
         pbc=torch.from_numpy(pbc.copy()).unsqueeze(0),
         batch=torch.zeros(len(atoms), dtype=torch.int64),

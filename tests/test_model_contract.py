@@ -1,0 +1,102 @@
+"""Every architecture has every physical property, and every check rejects a model that lacks its property."""
+
+import broken_models as broken
+import model_checks
+import pytest
+import torch
+from model_checks import CHECKS, CUTOFF
+
+from ggnn_ff.forces import EnergyForces
+from ggnn_ff.models import MODELS
+from ggnn_ff.potential import Potential, set_dtype
+
+SMALL = {"n_features": 16, "n_layers": 2, "n_radial": 6}  # as far as an architecture has them
+
+
+def untrained(name: str) -> EnergyForces:
+    """A small random potential in float64, with an energy scale and a shift for each element."""
+    hyperparameters = MODELS[name].hyperparameters
+    small = {key: value for key, value in SMALL.items() if key in hyperparameters.model_fields}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        potential = Potential(name, hyperparameters(**small), CUTOFF, torch.float64)
+    numbers = torch.arange(len(potential.scale), dtype=torch.float64)
+    potential.scale.copy_(4.0 + 0.1 * numbers)
+    potential.shift.copy_(-10.0 * numbers)
+    return EnergyForces(potential).eval()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def module(request) -> EnergyForces:
+    return untrained(request.param)
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_architecture(module, check):
+    check(module)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_architecture_float32_is_close(name):
+    in_float32 = untrained(name)
+    set_dtype(in_float32.potential, torch.float32)
+    model_checks.check_float32_is_close(untrained(name), in_float32)
+
+
+def toy(potential: type[broken.Toy] = broken.Toy, forces: type[EnergyForces] = EnergyForces) -> EnergyForces:
+    return forces(potential(CUTOFF)).eval()
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_sound_toy_passes(check):
+    check(toy())
+
+
+REJECTED = [
+    ("forces_are_the_gradient", toy(forces=broken.ScaledForces)),
+    ("forces_are_the_gradient", toy(forces=broken.WrongSign)),
+    ("forces_are_the_gradient", toy(forces=broken.CurlForces)),
+    ("stress_is_the_strain_derivative", toy(forces=broken.WrongStressSign)),
+    ("parameter_gradient_of_a_force_loss", toy(forces=broken.DetachedForces)),
+    ("translation", toy(forces=broken.AbsolutePositions)),
+    ("rotation", toy(broken.XComponent)),
+    ("reflection", toy(broken.TripleProduct)),
+    ("permutation", toy(broken.AtomIndex)),
+    ("no_net_force_or_torque", toy(forces=broken.CurlForces)),
+    ("no_net_force_or_torque", toy(forces=broken.AbsolutePositions)),
+    ("lattice_translation_of_single_atoms", toy(forces=broken.NoShifts)),
+    ("choice_of_cell", toy(forces=broken.SignedVolume)),
+    ("supercell", toy(forces=broken.NoShifts)),
+    ("partial_periodicity", toy(forces=broken.NoShifts)),
+    ("one_atom", toy(broken.MeanOverNeighbours)),
+    ("no_edges", toy(broken.MeanOverNeighbours)),
+    ("batch_equals_one_by_one", toy(broken.MeanOverAtoms)),
+    ("structures_of_a_batch_do_not_see_each_other", toy(broken.MeanOverAtoms)),
+    ("far_fragments_add", toy(broken.MeanOverAtoms)),
+    ("smooth_at_the_cutoff", toy(broken.SharpCutoff)),
+    ("smooth_at_the_cutoff", toy(broken.LinearCutoff)),
+    ("smooth_at_the_cutoff", toy(broken.CosineCutoff)),
+    ("collinear_and_planar_molecules", toy(broken.Arccos)),
+    ("determinism", toy(broken.Noise)),
+    ("torchscript_equals_eager", toy(broken.OtherWhenScripted)),
+]
+
+
+@pytest.mark.parametrize(("check", "defective"), REJECTED)
+def test_check_rejects(check, defective):
+    with pytest.raises(AssertionError):
+        CHECKS[check](defective)
+
+
+def test_every_check_rejects_something():
+    assert {check for check, _ in REJECTED} == set(CHECKS)
+
+
+def test_float32_check_rejects_lost_digits():
+    model_checks.check_float32_is_close(toy(), toy(broken.Float32))
+    with pytest.raises(AssertionError):
+        model_checks.check_float32_is_close(toy(), toy(broken.BFloat16))
+
+
+def test_mirror_image_is_found_by_reflection_alone():
+    CHECKS["rotation"](toy(broken.TripleProduct))

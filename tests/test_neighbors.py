@@ -1,0 +1,161 @@
+"""The neighbour list against that of ASE."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.neighborlist import primitive_neighbor_list
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.graph import Structure, edge_vectors, from_atoms
+from ggnn_ff.neighbors import make_neighbor_list, neighbor_list
+
+
+def box(atoms: Atoms, cell) -> Atoms:
+    return Atoms(atoms, cell=cell, pbc=True)
+
+
+def unwrapped(atoms: Atoms) -> Atoms:
+    steps = np.random.default_rng(0).integers(-4, 5, size=(len(atoms), 3))
+    return Atoms(atoms, positions=atoms.positions + steps @ atoms.cell.array)
+
+
+def rattled(atoms: Atoms) -> Atoms:
+    """Off the symmetric places, where distances equal the cutoff to the last digit."""
+    atoms = atoms.copy()
+    atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+TRICLINIC = [[6.0, 0.0, 0.0], [2.5, 5.5, 0.0], [-1.5, 2.0, 6.5]]
+LEFT_HANDED = [[0.0, 6.0, 0.0], [6.5, 0.0, 1.0], [0.0, 0.5, 7.0]]
+SYSTEMS = {
+    "ethanol": rattled(molecule("CH3CH2OH")),
+    "benzene": rattled(molecule("C6H6")),
+    "diamond-primitive": rattled(bulk("C")),
+    "iron-one-atom": bulk("Fe"),
+    "salt": rattled(bulk("NaCl", "rocksalt", a=5.64, cubic=True)),
+    "slab": rattled(fcc111("Cu", (2, 2, 3), vacuum=4.0)),
+    "triclinic": rattled(box(molecule("CH3CH2OH"), TRICLINIC)),
+    "left-handed": rattled(box(molecule("CH3CH2OH"), LEFT_HANDED)),
+    "unwrapped": unwrapped(rattled(box(molecule("CH3CH2OH"), TRICLINIC))),
+    "small-cell": rattled(box(Atoms("HF", positions=[[0, 0, 0], [0, 0, 1]]), [1.7, 2.1, 2.6])),
+}
+
+
+def edges_by_ase(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted rows (i, j, shift) and their vectors."""
+    i, j, vectors, shifts = primitive_neighbor_list(
+        "ijDS", atoms.pbc, atoms.cell.complete(), atoms.positions, cutoff, self_interaction=False
+    )
+    rows = np.column_stack([i, j, shifts])
+    order = np.lexsort(rows.T[::-1])
+    return rows[order], vectors[order]
+
+
+def edges(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    edge_index, shifts = neighbor_list(structure, cutoff)
+    vectors = edge_vectors(structure.positions, structure.cell, edge_index, shifts, structure.batch)
+    rows = np.column_stack([edge_index.numpy().T, shifts.numpy().astype(int)])
+    order = np.lexsort(rows.T[::-1])
+    return rows[order], vectors.numpy()[order]
+
+
+CASES = [
+    pytest.param(name, pbc, id=f"{name}-{''.join('ny'[p] for p in pbc)}")
+    for name, atoms in SYSTEMS.items()
+    for pbc in itertools.product([False, True], repeat=3)
+    if atoms.cell.rank == 3 or not any(pbc)
+]
+
+
+@pytest.mark.parametrize("cutoff", [1.2, 5.0])
+@pytest.mark.parametrize(("name", "pbc"), CASES)
+def test_edges_are_those_of_ase(name, pbc, cutoff):
+    atoms = SYSTEMS[name].copy()
+    atoms.pbc = pbc
+    rows, vectors = edges(from_atoms(atoms), cutoff)
+    expected_rows, expected_vectors = edges_by_ase(atoms, cutoff)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(vectors, expected_vectors, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic", "small-cell"])
+def test_edges_are_sorted_by_centre_and_go_both_ways(name):
+    edge_index, shifts = neighbor_list(from_atoms(SYSTEMS[name]), 5.0)
+    assert edge_index.shape[1] > 0
+    assert bool((edge_index[0].diff() >= 0).all())
+    forth = {(i, j, *s) for i, j, s in zip(*edge_index.tolist(), shifts.to(int).tolist(), strict=True)}
+    back = {(j, i, *(-x for x in s)) for i, j, s in zip(*edge_index.tolist(), shifts.to(int).tolist(), strict=True)}
+    assert len(forth) == edge_index.shape[1]
+    assert forth == back
+
+
+def test_types_and_shapes_without_edges():
+    edge_index, shifts = neighbor_list(from_atoms(Atoms("He")), 5.0)
+    assert (edge_index.shape, edge_index.dtype) == ((2, 0), torch.int64)
+    assert (shifts.shape, shifts.dtype) == ((0, 3), torch.float64)
+
+
+def test_no_gradient():
+    structure = from_atoms(SYSTEMS["triclinic"])
+    structure.positions.requires_grad_(True)
+    _, shifts = neighbor_list(structure, 5.0)
+    assert not shifts.requires_grad
+
+
+def test_a_pair_at_the_cutoff_is_no_edge():
+    for distance, n_edges in ((4.999999, 2), (5.0, 0), (5.000001, 0)):
+        atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, distance]])
+        assert neighbor_list(from_atoms(atoms), 5.0)[0].shape[1] == n_edges
+
+
+def test_structures_of_a_batch_keep_their_own_cell_and_periodicity():
+    parts = [from_atoms(SYSTEMS[name]) for name in ("small-cell", "ethanol", "triclinic")]
+    n_atoms = torch.tensor([len(part.numbers) for part in parts])
+    structure = Structure(
+        positions=torch.cat([part.positions for part in parts]),
+        numbers=torch.cat([part.numbers for part in parts]),
+        cell=torch.cat([part.cell for part in parts]),
+        pbc=torch.cat([part.pbc for part in parts]),
+        batch=torch.repeat_interleave(torch.arange(3), n_atoms),
+        n_structures=3,
+    )
+    rows, vectors = edges(structure, 5.0)
+    start, expected_rows, expected_vectors = 0, [], []
+    for part in parts:
+        part_rows, part_vectors = edges(part, 5.0)
+        expected_rows.append(part_rows + np.array([start, start, 0, 0, 0]))
+        expected_vectors.append(part_vectors)
+        start += len(part.numbers)
+    np.testing.assert_array_equal(rows, np.concatenate(expected_rows))
+    np.testing.assert_array_equal(vectors, np.concatenate(expected_vectors))
+
+
+def test_scripted_list_is_the_same():
+    """What runs inside a TorchForce, call after call."""
+    scripted = torch.jit.script(make_neighbor_list(5.0))
+    for name in ("triclinic", "small-cell", "unwrapped", "salt"):
+        structure = from_atoms(SYSTEMS[name])
+        pairs, shifts = scripted.compute(structure.positions, structure.cell[0], True, "PS")
+        edge_index, expected_shifts = neighbor_list(structure, 5.0)
+        assert torch.equal(pairs.t().to(torch.int64), edge_index)
+        assert torch.equal(shifts.to(torch.float64), expected_shifts)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.04])
+def test_atoms_on_one_place_are_an_error(distance):
+    atoms = Atoms("OH2", positions=[[0, 0, 0], [0, 0, 0.96], [0, distance, 0.96]])
+    with pytest.raises(
+        InputError, match=rf"atoms 1 and 2 at 0\.0{100 * distance:.0f}00 angstrom.*wrong unit of length"
+    ):
+        neighbor_list(from_atoms(atoms), 5.0)
+
+
+def test_an_atom_on_its_neighbour_s_image_is_an_error():
+    atoms = Atoms("H2", positions=[[0, 0, 0], [3.0, 6.0, -3.0]], cell=[3.0, 3.0, 3.0], pbc=True)
+    with pytest.raises(InputError, match=r"atoms 0 and 1 at 0\.0000 angstrom"):
+        neighbor_list(from_atoms(atoms), 5.0)
