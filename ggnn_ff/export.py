@@ -1,7 +1,9 @@
 """Potentials on disk: the durable form (weights and contract) and the TorchScript file made from it."""
 
+import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ggnn_ff.contract import (
@@ -22,7 +24,7 @@ from ggnn_ff.contract import (
     parse_contract,
 )
 from ggnn_ff.errors import InputError, nearest
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import write_atomically, write_together
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
@@ -157,12 +159,13 @@ def write_potential(folder: Path, potential: Potential, contract: Contract) -> N
         OSError: the disk is full or not writable; older files are unchanged.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
-    write_atomically(folder / CONTRACT, lambda path: _write_text(path, contract.to_json() + "\n"))
+    content = {WEIGHTS: save(weights), CONTRACT: (contract.to_json() + "\n").encode()}
+    write_together({folder / name: partial(_write, data=data) for name, data in content.items()})
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf8")
+def _write(path: Path, data: bytes) -> None:
+    """By Python: on a full disk safetensors raises an error of its own, and TorchScript aborts the process."""
+    path.write_bytes(data)
 
 
 def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
@@ -175,17 +178,17 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
         output: such as `potential.pt`.
 
     Raises:
-        InputError: `folder` holds no complete potential.
-        RuntimeError: the scripted module disagrees with the eager one.
-        OSError: the file cannot be written.
+        InputError: `folder` holds no complete potential, or TorchScript computes it differently; nothing is written.
+        OSError: the file cannot be written; an older one is unchanged.
     """
     eager = _load_durable(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
-        scripted = torch.jit.script(eager.module)
-    extra = {CONTRACT: eager.contract.to_json()}
-    write_atomically(output, lambda path: torch.jit.save(scripted, str(path), _extra_files=extra))
-    return load_potential(str(output))
+        data = torch.jit.script(eager.module).save_to_buffer(_extra_files={CONTRACT: eager.contract.to_json()})
+        copy = torch.jit.load(io.BytesIO(data))
+    _verify(replace(eager, module=_ready(copy), source=f"the TorchScript form of {folder}"))
+    write_atomically(output, partial(_write, data=data))
+    return load_potential(output)
 
 
 def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | None = None) -> LoadedPotential:
@@ -292,6 +295,7 @@ def _verify(loaded: LoadedPotential) -> None:
     energy_limit, forces_limit = TOLERANCE[loaded.dtype]
     if not (energy_error <= energy_limit and forces_error <= forces_limit):
         raise InputError(
-            f"{loaded.source} does not reproduce the example in its contract (energy off by {energy_error:.2e} eV, "
-            f"forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch {torch.__version__} computes it wrongly"
+            f"{loaded.source} does not reproduce the example in its contract (energy off by "
+            f"{energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch "
+            f"{torch.__version__} computes it wrongly"
         )

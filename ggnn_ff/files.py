@@ -16,20 +16,29 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: naming `path`, with what is there left as it was, when the disk is full or not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    write_together({path: write})
+
+
+def write_together(writers: dict[Path, Callable[[Path], None]]) -> None:
+    """As `write_atomically`, for files that belong together: no file is renamed before all are complete."""
+    staged: dict[Path, Path] = {}  # final name -> temporary file
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            staged[path] = Path(name)
+            write(staged[path])
+            with open(staged[path], "rb+") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            staged[path].chmod(0o666 & ~umask)
+        for path, temporary in staged.items():
+            temporary.replace(path)
     except OSError as error:
         message = f"could not write {path}: {error.strerror or error}; what was there before is unchanged"
         raise OSError(error.errno, message) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
