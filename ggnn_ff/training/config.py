@@ -53,7 +53,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _hyperparameters_belong_to_the_architecture(self) -> "ModelConfig":
-        architecture(self.name).hyperparameters(**self.hyperparameters)
+        kind = architecture(self.name).hyperparameters
+        try:
+            kind(**self.hyperparameters)
+        except ValidationError as error:
+            raise ValueError("\n  ".join(_explain(error, kind, "model.hyperparameters."))) from error
         return self
 
 
@@ -79,6 +83,15 @@ class OptimizerConfig(Section):
     smallest_learning_rate: float = Field(default=1e-6, gt=0.0)
     early_stopping_patience: int | None = Field(default=None, ge=1, description="validations; none: run all epochs")
     validate_every: int = Field(default=1, ge=1, description="epochs between validations and checkpoints")
+
+    @model_validator(mode="after")
+    def _the_last_epoch_is_validated(self) -> "OptimizerConfig":
+        if self.epochs % self.validate_every:
+            raise ValueError(
+                "`optimizer.epochs` must be a multiple of `optimizer.validate_every`, for only validated weights are "
+                f"kept, got {self.epochs} and {self.validate_every}"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -131,18 +144,29 @@ def make_config(content: dict[str, Any]) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
-        raise InputError("the training configuration does not fit:\n  " + "\n  ".join(lines)) from error
+        lines = "\n  ".join(_explain(error, TrainingConfig))
+        raise InputError(f"the training configuration does not fit:\n  {lines}") from error
 
 
-def _explain(location: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-    name = ".".join(str(part) for part in location)
-    if kind == "missing":
-        return f"`{name}` is required and missing"
-    if kind != "extra_forbidden":
-        return f"`{name}`: {message[0].lower()}{message[1:]}, got {value!r}"
-    section: type[BaseModel] = TrainingConfig
-    for part in location[:-1]:
+def _explain(error: ValidationError, section: type[BaseModel], prefix: str = "") -> list[str]:
+    """A line for each key or value in `section` that does not fit; `prefix` is put before its name."""
+    lines = []
+    for item in error.errors():
+        name = prefix + ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            lines.append(f"`{name}` is required and missing")
+        elif item["type"] == "extra_forbidden":
+            known = list(_section_at(section, item["loc"][:-1]).model_fields)
+            hint = nearest(str(item["loc"][-1]), known)
+            lines.append(f"`{name}` is not a key{hint}; known here: {', '.join(known)}")
+        elif item["type"] == "value_error":  # written here or in `models`: names what it is about
+            lines.append(item["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"`{name}`: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}")
+    return lines
+
+
+def _section_at(section: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    for part in location:
         section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
-    known = list(section.model_fields)
-    return f"`{name}` is not a key{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
+    return section

@@ -1,9 +1,5 @@
 """Training from a configuration to a folder with a potential."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +7,7 @@ import lightning
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,11 +27,13 @@ from ggnn_ff.forces import EnergyForces
 from ggnn_ff.models import architecture
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
+from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
 from ggnn_ff.training.config import TrainingConfig
 from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
 from ggnn_ff.training.split import load_split
+from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
 
 
 def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
@@ -57,15 +55,18 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     split = load_split(config.data)
     folder = config.output
     _claim(folder, config)
-    lightning.seed_everything(config.run.seed, verbose=False)
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    potential, forces_rms = build_potential(config, split.train)
-    module = TrainingModule(potential, config, forces_rms)
-    best = train(module, config, split, progress=progress)
-    weights = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
-    module.load_state_dict(weights)
+    with torch_state_kept(config.run.seed, config.run.threads):
+        potential, forces_rms = build_potential(config, split.train)
+        module = TrainingModule(potential, config, forces_rms)
+        best = train(module, config, split, progress=progress)
+        return _finish(potential, read_checkpoint(best)["state_dict"], config, split)
+
+
+def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingConfig, split: Split) -> Path:
+    """Writes the durable form with the weights of a `TrainingModule`, and measured errors; returns the folder."""
+    folder = config.output
     potential = potential.cpu()
+    potential.load_state_dict({name.removeprefix("model.potential."): tensor for name, tensor in weights.items()})
     for parameter in potential.parameters():
         parameter.requires_grad_(False)
     errors = None
@@ -124,23 +125,20 @@ def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progr
     batches = SeededBatches(len(train_set), settings.batch_size, run.seed)
     train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
     valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
-    checkpoints = config.output / "checkpoints"
-    keep = ModelCheckpoint(
-        checkpoints, filename="best", monitor="valid_loss", save_last=True, enable_version_counter=False
-    )
+    keep = KeepCheckpoints(config.output / "checkpoints")
     callbacks: list[Callback] = [keep, EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay)]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStopping("valid_loss", patience=settings.early_stopping_patience))
     if progress:
         callbacks.append(TrainingProgress())
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=run.accelerator,
             devices=run.devices,
             strategy=run.strategy,
             max_epochs=settings.epochs,
             gradient_clip_val=settings.gradient_clip,
-            check_val_every_n_epoch=min(settings.validate_every, settings.epochs),
+            check_val_every_n_epoch=settings.validate_every,
             inference_mode=False,  # validation differentiates the energy
             use_distributed_sampler=False,
             logger=[
@@ -148,17 +146,18 @@ def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progr
                 TensorBoardLogger(config.output, name="tensorboard"),
             ],
             callbacks=callbacks,
+            plugins=[CheckpointFiles()],
             enable_progress_bar=False,
             enable_model_summary=False,
             log_every_n_steps=1_000_000,  # epochs are logged, single steps are not
             num_sanity_val_steps=0,
             deterministic=True,
         )
-        last = checkpoints / "last.ckpt"
-        trainer.fit(module, train_loader, valid_loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        last = keep.last if keep.last.exists() else None
+        trainer.fit(module, train_loader, valid_loader, ckpt_path=last, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return Path(keep.best_model_path)
+    return keep.best
 
 
 def _claim(folder: Path, config: TrainingConfig) -> None:
@@ -174,26 +173,6 @@ def _claim(folder: Path, config: TrainingConfig) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf8")
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keeps back what Lightning says about choices that are made on purpose here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    expected = (
-        "does not have many workers",
-        "Checkpoint directory .* exists",
-        "smaller than the logging interval",
-    )
-    try:
-        with warnings.catch_warnings():
-            for message in expected:
-                warnings.filterwarnings("ignore", message=f".*{message}.*")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def is_trained(folder: Path) -> bool:

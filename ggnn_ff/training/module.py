@@ -82,3 +82,8 @@ class TrainingModule(lightning.LightningModule):
             "frequency": settings.validate_every,
         }
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps the cosine; `KeepCheckpoints` steps the plateau, since a checkpoint has to hold the outcome."""
+        if metric is None:
+            scheduler.step()

@@ -1,0 +1,626 @@
+"""Training: what it is told, that it learns, what it keeps, and that a kill changes nothing."""
+
+import os
+import pickle
+import random
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from killed import fit_killed_at_checkpoint, fit_killed_before_export, fit_killed_in_epoch, run_to_death
+from safetensors.torch import load_file
+from spring_molecule import labelled_frames, write_frames
+
+from ggnn_ff.data.readers import read_frames
+from ggnn_ff.data.splits import random_split
+from ggnn_ff.data.write import write_md17_npz
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import load_potential
+from ggnn_ff.training import checkpoints
+from ggnn_ff.training.batches import GraphDataset, SeededBatches
+from ggnn_ff.training.compiled import CompiledLoss
+from ggnn_ff.training.config import TrainingConfig, make_config, read_config
+from ggnn_ff.training.curve import read_learning_curve
+from ggnn_ff.training.fit import build_potential, fit, is_trained
+from ggnn_ff.training.module import TrainingModule
+from ggnn_ff.training.split import load_split
+
+N_TRAIN, N_VALID, N_TEST = 60, 20, 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_frames(tmp_path_factory.mktemp("data") / "springs.npz", N_TRAIN + N_VALID + N_TEST)
+
+
+def small(data, output, epochs=4, run=None, frames=None, **optimizer) -> TrainingConfig:
+    return make_config(
+        {
+            "output": str(output),
+            "data": {
+                "train": str(data),
+                "n_train": N_TRAIN,
+                "n_valid": N_VALID,
+                "n_test": N_TEST,
+                **(frames or {}),
+            },
+            "model": {"cutoff": 4.0, "hyperparameters": {"n_features": 16, "n_layers": 1, "n_radial": 8}},
+            "optimizer": {
+                "epochs": epochs,
+                "batch_size": 10,
+                "learning_rate": 5e-3,
+                "ema_decay": 0.9,
+                **optimizer,
+            },
+            "run": {"threads": 1, "accelerator": "cpu", **(run or {})},
+        }
+    )
+
+
+def train(config) -> Path:
+    return fit(config, progress=False)
+
+
+def weights(folder):
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def last_checkpoint(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def learning_rate(folder):
+    return last_checkpoint(folder)["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
+# What it is told
+
+
+MINIMAL = {"output": "run", "data": {"train": "frames.npz"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"optimizer": {"epoch": 3}}, ["`optimizer.epoch` is not a key", "did you mean 'epochs'"]),
+        ({"optimiser": {}}, ["`optimiser` is not a key", "did you mean 'optimizer'"]),
+        ({"data": {"train": "a.npz", "n_valdi": 3}}, ["`data.n_valdi` is not a key", "did you mean 'n_valid'"]),
+        ({"data": {}}, ["`data.train` is required and missing"]),
+        ({"optimizer": {"epochs": "many"}}, ["`optimizer.epochs`", "valid integer", "'many'"]),
+        ({"optimizer": {"learning_rate": -1.0}}, ["`optimizer.learning_rate`", "greater than 0", "-1.0"]),
+        ({"run": {"dtype": "float16"}}, ["`run.dtype`", "'float32' or 'float64'", "'float16'"]),
+        ({"model": {"name": "pain"}}, ["`model.name`", "did you mean 'painn'"]),
+        (
+            {"model": {"hyperparameters": {"n_feature": 64}}},
+            ["`model.hyperparameters.n_feature` is not a key", "did you mean 'n_features'"],
+        ),
+        ({"model": {"hyperparameters": {"n_layers": 0}}}, ["`model.hyperparameters.n_layers`", "got 0"]),
+        (
+            {"optimizer": {"epochs": 10, "validate_every": 3}},
+            ["`optimizer.epochs` must be a multiple of `optimizer.validate_every`", "10 and 3"],
+        ),
+    ],
+)
+def test_wrong_configuration_names_the_key_and_the_nearest(content, parts):
+    with pytest.raises(InputError) as caught:
+        make_config({**MINIMAL, **content})
+    for part in parts:
+        assert part in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+    assert "validation error" not in str(caught.value)
+
+
+def test_all_wrong_keys_are_named_at_once():
+    with pytest.raises(InputError, match=r"(?s)optimizer\.epoch.*run\.sede"):
+        make_config({**MINIMAL, "optimizer": {"epoch": 3}, "run": {"sede": 1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: [", "valid YAML"),
+        ("just words", "must hold keys"),
+        ("", "must hold keys"),
+        (b"\xff\xfe\x00output", "readable YAML"),
+        (None, "readable YAML file, got .*config.yaml"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
+        read_config(path)
+
+
+def test_paths_are_relative_to_the_configuration(tmp_path):
+    content = {"output": "run", "data": {"train": "frames.npz", "test": "/data/test.npz"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    config = read_config(tmp_path / "config.yaml")
+    assert config.data.train == tmp_path / "frames.npz"
+    assert config.data.test == Path("/data/test.npz")
+    assert config.data.valid is None
+    assert config.output == Path("run")
+
+
+def test_validation_frames_must_be_named(tmp_path, data):
+    config = make_config({"output": str(tmp_path / "run"), "data": {"train": str(data), "n_train": 10}})
+    with pytest.raises(InputError, match="which frames validate: a file `valid`, a number `n_valid`"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_frames_shared_by_train_and_test_are_refused(tmp_path, data):
+    config = small(data, tmp_path / "run", frames={"n_test": None, "test": str(data)})
+    with pytest.raises(InputError, match="must not share frames"):
+        train(config)
+
+
+# That it learns
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    config = small(data, tmp_path_factory.mktemp("trained") / "run", epochs=20)
+    train(config)
+    return config
+
+
+def test_errors_fall_far_below_those_of_a_constant_predictor(trained):
+    frames = load_split(trained.data).test
+    constant_forces = 1e3 * np.abs(frames.forces).mean()
+    constant_energy = 1e3 * np.abs(frames.energy - np.median(frames.energy)).mean()
+    errors = load_potential(trained.output).contract.test_errors
+    assert errors.forces_mae_mev_per_angstrom < 0.25 * constant_forces
+    assert errors.energy_mae_mev < 0.8 * constant_energy
+
+
+def test_stated_test_errors_are_those_of_the_durable_form(trained, data):
+    loaded = load_potential(trained.output)
+    frames = read_frames(data)
+    rows = random_split(len(frames), N_TRAIN, N_VALID, N_TEST, 0)[2]
+    energy_errors, force_errors = [], []
+    for row in rows:
+        atoms = frames.atoms(int(row))
+        answer = loaded.evaluate(atoms)
+        energy_errors.append(float(answer.energy[0]) - frames.energy[row])
+        force_errors.append(answer.forces.numpy() - frames.forces[frames.rows(int(row))])
+    energy_errors, force_errors = 1e3 * np.array(energy_errors), 1e3 * np.array(force_errors)
+    stated = loaded.contract.test_errors
+    assert stated.n_frames == N_TEST
+    assert stated.energy_mae_mev == pytest.approx(np.abs(energy_errors).mean(), rel=1e-3)
+    assert stated.energy_rmse_mev == pytest.approx(np.sqrt((energy_errors**2).mean()), rel=1e-3)
+    assert stated.energy_mae_mev_per_atom == pytest.approx(np.abs(energy_errors).mean() / 9, rel=1e-3)
+    assert stated.forces_mae_mev_per_angstrom == pytest.approx(np.abs(force_errors).mean(), rel=1e-4)
+    assert stated.forces_rmse_mev_per_angstrom == pytest.approx(np.sqrt((force_errors**2).mean()), rel=1e-4)
+
+
+def test_contract_states_the_training_set(trained, data):
+    contract = load_potential(trained.output).contract
+    assert contract.training_data.n_train == N_TRAIN
+    assert contract.training_data.n_valid == N_VALID
+    assert contract.training_data.sha256 == read_frames(data).sha256
+    assert contract.level_of_theory == "springs"
+    assert contract.elements == ["H", "C", "O"]
+
+
+def test_learning_curve_has_each_validation(trained):
+    curve = read_learning_curve(trained.output)
+    assert curve.epochs.tolist() == list(range(20))
+    valid = curve.panels["force MAE (meV/Å)"]["validation"]
+    assert np.isfinite(valid).all()
+    assert valid[-1] < 0.5 * valid[0]
+
+
+def test_labels_of_test_frames_do_not_enter_the_weights(tmp_path, data):
+    frames = read_frames(data)
+    train_rows, valid_rows, test_rows = random_split(len(frames), N_TRAIN, N_VALID, N_TEST, 0)
+    changed = frames.select(np.arange(len(frames)))
+    for row in test_rows:
+        changed.energy[row] += 1.0
+        changed.forces[changed.rows(int(row))] *= 1.01
+    write_md17_npz(tmp_path / "changed.npz", changed)
+    first = train(small(data, tmp_path / "first", epochs=1))
+    second = train(small(tmp_path / "changed.npz", tmp_path / "second", epochs=1))
+    assert_same_weights(first, second)
+    errors = [load_potential(folder).contract.test_errors.energy_mae_mev for folder in (first, second)]
+    assert abs(errors[0] - errors[1]) > 100  # the change was seen, there
+    mean = frames.energy[train_rows].mean()  # and scale and shift are those of the training frames
+    stored = weights(first)
+    rms = np.sqrt((frames.select(train_rows).forces ** 2).mean())
+    assert torch.equal(stored["scale"], torch.full_like(stored["scale"], rms))
+    assert float(stored["shift"][frames.numbers[:9]].sum()) == pytest.approx(mean, abs=1e-6)
+    other = frames.select(np.concatenate([train_rows, valid_rows]))
+    assert np.sqrt((other.forces**2).mean()) != rms
+
+
+def test_validation_and_test_frames_may_come_from_files(tmp_path, data):
+    valid, test = write_frames(tmp_path / "valid.npz", 10, seed=1), write_frames(tmp_path / "test.npz", 5, seed=2)
+    frames = {"n_valid": None, "n_test": None, "valid": str(valid), "test": str(test)}
+    contract = load_potential(train(small(data, tmp_path / "run", epochs=1, frames=frames))).contract
+    assert (contract.training_data.n_valid, contract.test_errors.n_frames) == (10, 5)
+
+
+def test_without_test_frames_no_errors_are_stated(tmp_path, data):
+    folder = train(small(data, tmp_path / "run", epochs=1, frames={"n_test": None}))
+    assert load_potential(folder).contract.test_errors is None
+
+
+def test_float64_stays_float64(tmp_path, data):
+    folder = train(small(data, tmp_path / "run", epochs=1, run={"dtype": "float64"}))
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float64}
+    for parameters in last_checkpoint(folder)["optimizer_states"][0]["state"].values():
+        assert parameters["exp_avg"].dtype == torch.float64
+    assert load_potential(folder).contract.dtype == "float64"
+
+
+def test_float32_has_float64_scale_and_shift_only(trained):
+    kinds = {name: tensor.dtype for name, tensor in weights(trained.output).items()}
+    assert {name for name, kind in kinds.items() if kind == torch.float64} == {"scale", "shift"}
+
+
+# What it keeps
+
+
+def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
+    """A learning rate so high that the last validation is not the best."""
+    decay = 0.8
+    config = small(data, tmp_path / "run", epochs=6, learning_rate=2e-2, ema_decay=decay)
+    batches = N_TRAIN // 10
+    history, averages, at_epoch_end = [], [], []
+    step = TrainingModule.training_step
+
+    def watched(module, *arguments):
+        history.append({name: p.detach().clone() for name, p in module.model.potential.named_parameters()})
+        return step(module, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", watched)
+        train(config)
+    current = last_checkpoint(config.output)["current_model_state"]
+    history.append({name: current[f"model.potential.{name}"] for name in history[0]})
+    for number, after in enumerate(history[1:]):  # the first update copies, the others average
+        previous = averages[-1] if averages else after
+        averages.append({name: decay * previous[name] + (1 - decay) * after[name] for name in after})
+        if (number + 1) % batches == 0:
+            at_epoch_end.append(averages[-1])
+    losses = read_learning_curve(config.output).panels["loss"]["validation"]
+    best = int(np.argmin(losses))
+    stored = weights(config.output)
+    for name, expected in at_epoch_end[best].items():
+        torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
+    name = "readout.0.weight"
+    assert not torch.allclose(stored[name], history[(best + 1) * batches][name], rtol=1e-4, atol=1e-6)
+    module = TrainingModule(build_potential(config, load_split(config.data).train)[0], config, 1.0)
+    module.model.potential.load_state_dict(stored)
+    module.model.eval()
+    valid = GraphDataset(load_split(config.data).valid, 4.0)
+    batch = valid.collate(list(range(len(valid))))
+    error = 1e3 * float((module.model(*batch.inputs).forces - batch.forces).abs().mean())
+    shown = read_learning_curve(config.output).panels["force MAE (meV/Å)"]["validation"][best]
+    assert error == pytest.approx(shown, rel=1e-3)  # the curve is that of the averaged weights
+
+
+def test_last_checkpoint_is_of_the_last_validation_even_if_it_was_not_the_best(tmp_path, data):
+    config = small(data, tmp_path / "run", epochs=6, learning_rate=5e-2)
+    train(config)
+    losses = read_learning_curve(config.output).panels["loss"]["validation"]
+    best = torch.load(config.output / "checkpoints" / "best.ckpt", weights_only=True)
+    assert last_checkpoint(config.output)["epoch"] == 5
+    assert best["epoch"] == int(np.argmin(losses))
+
+
+def test_early_stopping_stops(tmp_path, data):
+    config = small(
+        data, tmp_path / "run", epochs=50, learning_rate=1e-7, early_stopping_patience=2, weight_decay=0.0,
+        ema_decay=0.0, smallest_learning_rate=1e-9, schedule="plateau",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        never_better(patch)
+        train(config)
+    assert len(read_learning_curve(config.output).epochs) == 3
+    assert is_trained(config.output)
+
+
+@pytest.mark.parametrize("validate_every", [1, 2])
+def test_plateau_lowers_the_learning_rate_after_its_patience_in_validations(tmp_path, data, validate_every):
+    config = small(
+        data, tmp_path / "run", epochs=5 * validate_every, validate_every=validate_every, plateau_patience=1,
+        plateau_factor=0.5, frames={"n_train": 10},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        never_better(patch)
+        train(config)
+    # validations: best, no, no -> halved, no, no -> halved
+    assert learning_rate(config.output) == 5e-3 * 0.25
+
+
+def test_cosine_ends_at_the_smallest_learning_rate(tmp_path, data):
+    config = small(data, tmp_path / "run", schedule="cosine", smallest_learning_rate=1e-5)
+    assert learning_rate(train(config)) == pytest.approx(1e-5)
+
+
+def never_better(patch):
+    """Every validation sees the same loss."""
+    step = TrainingModule.validation_step
+
+    def constant(module, *arguments):
+        log = module.log_dict
+
+        def log_constant(columns, **options):
+            log({**columns, "valid_loss": torch.ones(())}, **options)
+
+        module.log_dict = log_constant
+        step(module, *arguments)
+        del module.log_dict
+
+    patch.setattr(TrainingModule, "validation_step", constant)
+
+
+def test_a_diverged_training_says_so(tmp_path, data):
+    config = small(data, tmp_path / "run", frames={"n_train": 10})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.math, "isfinite", lambda value: False)
+        with pytest.raises(InputError, match=r"diverged; lower `optimizer\.learning_rate`"):
+            train(config)
+    assert not is_trained(config.output)
+
+
+def test_the_caller_finds_torch_as_it_was(tmp_path, data):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    threads = torch.get_num_threads()
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    environment = dict(os.environ)
+    run, frames = {"threads": threads + 1}, {"n_train": 10}
+    train(small(data, tmp_path / "run", epochs=1, run=run, frames=frames))
+    assert torch.equal(torch.rand(3), expected)
+    assert np.random.rand() == np.random.RandomState(5).rand()  # noqa: NPY002
+    assert random.random() == random.Random(5).random()
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    assert dict(os.environ) == environment
+
+
+# That the same is the same
+
+
+def test_batches_depend_on_seed_and_epoch_only():
+    def order(seed, epoch, before=()):
+        batches = SeededBatches(23, 5, seed)
+        for earlier in before:
+            batches.set_epoch(earlier)
+            list(batches)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert order(1, 7) == order(1, 7, before=range(7))
+    assert order(1, 7) != order(1, 8)
+    assert order(1, 7) != order(2, 7)
+    used = [index for batch in order(1, 7) for index in batch]
+    assert [len(batch) for batch in order(1, 7)] == [5] * 4 == [5] * len(SeededBatches(23, 5, 1))
+    assert len(set(used)) == 20
+    assert set(used) <= set(range(23))
+
+
+def test_small_sets_make_one_batch():
+    assert [sorted(batch) for batch in SeededBatches(3, 10, 0)] == [[0, 1, 2]]
+
+
+def test_a_batch_is_its_structures_side_by_side():
+    frames = labelled_frames(4)
+    dataset = GraphDataset(frames, 3.0)
+    batch = dataset.collate([2, 0])
+    assert batch.n_structures == 2
+    assert batch.batch.tolist() == [0] * 9 + [1] * 9
+    for place, index in enumerate([2, 0]):
+        rows = slice(9 * place, 9 * (place + 1))
+        assert np.array_equal(batch.forces[rows], frames.forces[frames.rows(index)])
+        assert float(batch.energy[place]) == frames.energy[index]
+        single = dataset.collate([index])
+        mine = batch.batch[batch.edge_index[0]] == place
+        assert torch.equal(batch.edge_index[:, mine] - 9 * place, single.edge_index)
+
+
+@pytest.mark.parametrize(
+    ("run", "optimizer"),
+    [
+        ({}, {"schedule": "plateau", "plateau_patience": 1, "learning_rate": 3e-2}),
+        ({}, {"schedule": "cosine"}),
+        ({}, {"schedule": "plateau", "plateau_patience": 1, "learning_rate": 3e-2, "validate_every": 2}),
+        ({"dtype": "float64"}, {"schedule": "plateau", "plateau_patience": 1, "early_stopping_patience": 4}),
+    ],
+    ids=["plateau", "cosine", "every-2", "float64"],
+)
+def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path, data, run, optimizer):
+    whole = small(data, tmp_path / "whole", epochs=8, run=run, **optimizer)
+    killed = small(data, tmp_path / "killed", epochs=8, run=run, **optimizer)
+    train(whole)
+    run_to_death(fit_killed_in_epoch, killed, 3, 2)
+    assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists()
+    assert not is_trained(killed.output)
+    run_to_death(fit_killed_in_epoch, killed, 6, 4)
+    train(killed)
+    assert_same_weights(whole.output, killed.output)
+    first, second = last_checkpoint(whole.output), last_checkpoint(killed.output)
+    assert first["epoch"] == second["epoch"] == 7
+    assert learning_rate(whole.output) == learning_rate(killed.output)
+    for name, tensor in first["current_model_state"].items():
+        assert torch.equal(tensor, second["current_model_state"][name]), name
+    curves = [read_learning_curve(config.output) for config in (whole, killed)]
+    assert curves[0].epochs.tolist() == curves[1].epochs.tolist()
+    for label, panel in curves[0].panels.items():
+        for name, values in panel.items():
+            np.testing.assert_array_equal(values, curves[1].panels[label][name], err_msg=f"{label} {name}")
+    contracts = [load_potential(config.output).contract for config in (whole, killed)]
+    assert contracts[0] == contracts[1]
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5])
+def test_a_kill_between_two_checkpoint_files_changes_nothing(tmp_path, data, number, unbroken):
+    killed = small(data, tmp_path / "killed")
+    run_to_death(fit_killed_at_checkpoint, killed, number)
+    train(killed)
+    assert_same_weights(unbroken, killed.output)
+
+
+def test_a_kill_before_the_potential_is_written_changes_nothing(tmp_path, data, unbroken):
+    killed = small(data, tmp_path / "killed")
+    run_to_death(fit_killed_before_export, killed)
+    assert not is_trained(killed.output)
+    train(killed)
+    assert_same_weights(unbroken, killed.output)
+
+
+def test_a_kill_after_the_decision_to_stop_early_stops_again(tmp_path, data):
+    settings = {"epochs": 9, "learning_rate": 1e-1, "ema_decay": 0.0, "early_stopping_patience": 1}
+    whole, killed = small(data, tmp_path / "whole", **settings), small(data, tmp_path / "killed", **settings)
+    train(whole)
+    stopped_after = last_checkpoint(whole.output)["epoch"]
+    assert stopped_after < 8
+    run_to_death(fit_killed_before_export, killed)
+    train(killed)
+    assert last_checkpoint(killed.output)["epoch"] == stopped_after
+    assert_same_weights(whole.output, killed.output)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    return train(small(data, tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+def test_a_finished_training_run_again_is_the_same(tmp_path, data, unbroken):
+    copy = tmp_path / "run"
+    config = small(data, copy)
+    train(config)
+    before = (copy / "potential.json").read_bytes()
+    train(config)
+    assert (copy / "potential.json").read_bytes() == before
+    assert_same_weights(unbroken, copy)
+
+
+def test_another_seed_gives_other_weights(tmp_path, data, unbroken):
+    other = train(small(data, tmp_path / "run", run={"seed": 1}))
+    assert not torch.equal(weights(other)["readout.0.weight"], weights(unbroken)["readout.0.weight"])
+
+
+def test_a_folder_with_another_configuration_is_refused(data, unbroken):
+    with pytest.raises(InputError, match="holds a run with another configuration"):
+        train(small(data, unbroken, learning_rate=1e-3))
+
+
+# Damaged files and full disks
+
+
+def spoiled_run(tmp_path, data, unbroken, content):
+    """A run of which `content` took the place of the last checkpoint."""
+    config = small(data, tmp_path / "run")
+    shutil.copytree(unbroken / "checkpoints", tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(content)
+    return config
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip"])
+def test_a_malicious_checkpoint_is_not_executed(tmp_path, data, unbroken, kind):
+    canary = tmp_path / "executed"
+    evil = tmp_path / "evil"
+    if kind == "zip":
+        torch.save({"state_dict": Malicious(canary)}, evil)
+    else:
+        evil.write_bytes(pickle.dumps(Malicious(canary), protocol=2))
+    config = spoiled_run(tmp_path, data, unbroken, evil.read_bytes())
+    with pytest.raises(InputError, match=r"last\.ckpt is not a checkpoint of a training, or is damaged"):
+        train(config)
+    assert not canary.exists()
+    if kind == "pickle":
+        pickle.loads(evil.read_bytes())  # the test can fail: unpickled, it is executed
+        assert canary.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -100])
+def test_a_truncated_checkpoint_is_named(tmp_path, data, unbroken, kept):
+    whole = (unbroken / "checkpoints" / "last.ckpt").read_bytes()
+    config = spoiled_run(tmp_path, data, unbroken, whole[:kept])
+    with pytest.raises(InputError, match=r"last\.ckpt .* damaged .*delete the folder"):
+        train(config)
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_older_checkpoint(tmp_path, data, unbroken):
+    config = small(data, tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    start = TrainingModule.training_step
+
+    def fill_the_disk(module, *arguments):
+        if module.current_epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+        return start(module, *arguments)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainingModule, "training_step", fill_the_disk)
+            with pytest.raises(OSError, match=r"could not write .*best\.ckpt: .*unchanged"):
+                train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert last_checkpoint(config.output)["epoch"] == 1
+    assert sorted(path.name for path in (config.output / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    train(config)
+    assert_same_weights(unbroken, config.output)
+
+
+# The compiled loss
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path):
+    frames = labelled_frames(12)
+    config = make_config(
+        {
+            "output": str(tmp_path),
+            "data": {"train": "unused.npz"},
+            "model": {"cutoff": 8.0, "hyperparameters": {"n_features": 8, "n_layers": 2, "n_radial": 6}},
+            "run": {"dtype": "float64"},
+        }
+    )
+    potential, forces_rms = build_potential(config, frames)
+    module = TrainingModule(potential, config, forces_rms)
+    module.model.train()
+    dataset = GraphDataset(frames, 8.0)  # larger than the molecule: equally many edges in each frame
+    compiled = CompiledLoss(module.model, module._loss)
+    for indices in ([0, 1, 2, 3], [7, 4, 11, 5]):
+        batch = dataset.collate(indices)
+        results = []
+        for function in (compiled, lambda given: module._loss(module.model(*given.inputs), given)):
+            module.zero_grad()
+            loss = function(batch)
+            loss.backward()
+            results.append([loss.detach(), *(p.grad.clone() for p in module.parameters())])
+        for first, second in zip(*results, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
+        assert any(bool(gradient.abs().max() > 1e-3) for gradient in results[0][1:])
+    with pytest.raises(InputError, match=r"batches of one shape.*run\.compile: false"):
+        compiled(dataset.collate([0, 1, 2]))
