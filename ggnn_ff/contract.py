@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.models import MODELS
@@ -98,6 +98,13 @@ class Contract(Part):
         if name not in MODELS:
             raise ValueError(f"known architectures are {', '.join(MODELS)}; a newer ggnn-ff is needed for {name}")
         return name
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _fit_the_architecture(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "architecture" in info.data:
+            MODELS[info.data["architecture"]].hyperparameters(**values)
+        return values
 
     @field_validator("elements")
     @classmethod

@@ -64,6 +64,7 @@ class LoadedPotential:
         return evaluate(self.module, atoms, self.contract.cutoff, self.device)
 
 
+@torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
 def evaluate(module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device) -> Prediction:
     """Structure, neighbour list, energy and forces: the whole way for one structure."""
     structure = from_atoms(atoms)
@@ -168,6 +169,7 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+@torch.inference_mode(False)
 def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
     """Makes the TorchScript file from the durable form, and checks that both give the same numbers.
 
@@ -191,6 +193,7 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
     return load_potential(output)
 
 
+@torch.inference_mode(False)
 def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | None = None) -> LoadedPotential:
     """Loads a shipped potential by name, a TorchScript file, or a folder with the durable form.
 
@@ -254,7 +257,8 @@ def _load_durable(folder: Path) -> LoadedPotential:
             )
     contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
     hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
-    potential = Potential(contract.architecture, hyperparameters, contract.cutoff, DTYPES[contract.dtype])
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+        potential = Potential(contract.architecture, hyperparameters, contract.cutoff, DTYPES[contract.dtype])
     try:
         potential.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:

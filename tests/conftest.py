@@ -1,9 +1,16 @@
-"""Shared by the tests: where the reference data is."""
+"""Shared by the tests: where the reference data is, and an untrained potential on disk."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from ase.build import molecule
+
+from ggnn_ff.contract import TrainingData
+from ggnn_ff.export import TORCHSCRIPT, export_torchscript, make_contract, write_potential
+from ggnn_ff.models import MODELS
+from ggnn_ff.potential import Potential
 
 
 def shared_data(*parts: str) -> Path:
@@ -12,4 +19,40 @@ def shared_data(*parts: str) -> Path:
     path = folder.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"reference data absent: {path} (set GGNN_DATA to the folder that holds it)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def potential_folder(tmp_path_factory) -> Path:
+    """The durable form of a small random PaiNN in float32 for H, C and O."""
+    hyperparameters = {"n_features": 16, "n_layers": 2, "n_radial": 6}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = MODELS["painn"].hyperparameters(**hyperparameters)
+        potential = Potential("painn", settings, 4.0, torch.float32)
+    numbers = torch.arange(len(potential.scale), dtype=torch.float64)
+    potential.scale.copy_(4.0 + 0.1 * numbers)
+    potential.shift.copy_(-10.0 * numbers)
+    example = molecule("CH3CH2OH")
+    example.rattle(0.05, seed=0)
+    contract = make_contract(
+        potential,
+        "painn",
+        hyperparameters,
+        example,
+        elements=["H", "C", "O"],
+        level_of_theory="none, random weights",
+        training_data=TrainingData(name="none", n_train=1, n_valid=0, sha256="0" * 64),
+        test_errors=None,
+    )
+    folder = tmp_path_factory.mktemp("potential")
+    write_potential(folder, potential, contract)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def potential_file(potential_folder, tmp_path_factory) -> Path:
+    """The TorchScript form of `potential_folder`."""
+    path = tmp_path_factory.mktemp("torchscript") / TORCHSCRIPT
+    export_torchscript(potential_folder, path)
     return path

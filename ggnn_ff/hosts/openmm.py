@@ -62,6 +62,7 @@ class _Compute:
     def __init__(self, module: OpenMMModule, periodic: bool) -> None:
         self.module, self.periodic = module, periodic
 
+    @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         from openmm import unit
 
