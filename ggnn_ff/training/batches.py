@@ -86,7 +86,8 @@ class GraphDataset(Dataset[int]):
 class SeededBatches(Sampler[list[int]]):
     """Batches in an order that depends on seed and epoch only, so that a resumed run sees what it would have seen.
 
-    The remainder that does not fill a batch is left out of that epoch.
+    The remainder that does not fill a batch is left out of that epoch. With several processes (Lightning's strategies)
+    each takes every n-th batch.
     """
 
     def __init__(self, n_frames: int, batch_size: int, seed: int) -> None:
@@ -97,9 +98,17 @@ class SeededBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n_frames // self.batch_size
+        return self.n_frames // self.batch_size // _processes()[1]
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_frames)
-        for k in range(len(self)):
+        rank, n_processes = _processes()
+        for k in range(rank, len(self) * n_processes, n_processes):
             yield order[k * self.batch_size : (k + 1) * self.batch_size].tolist()
+
+
+def _processes() -> tuple[int, int]:
+    """Number of this training process, counted from 0, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
