@@ -56,3 +56,22 @@ def potential_file(potential_folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("torchscript") / TORCHSCRIPT
     export_torchscript(potential_folder, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory) -> Path:
+    """The durable form of a small PaiNN trained on ethanol held by springs, good enough for dynamics at 300 K."""
+    from spring_molecule import write_frames
+
+    from ggnn_ff.training.config import make_config
+    from ggnn_ff.training.fit import fit
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = {
+        "output": str(folder / "run"),
+        "data": {"train": str(write_frames(folder / "springs.npz", 170)), "n_train": 120, "n_valid": 20, "n_test": 30},
+        "model": {"cutoff": 5.0, "hyperparameters": {"n_features": 16, "n_layers": 2, "n_radial": 8}},
+        "optimizer": {"epochs": 40, "learning_rate": 5e-3, "schedule": "cosine", "ema_decay": 0.9},
+        "run": {"threads": 1, "accelerator": "cpu"},
+    }
+    return fit(make_config(config), progress=False)

@@ -67,13 +67,14 @@ def fit_killed_before_export(config):
 
 def md_killed_at(step, potential, atoms, folder, settings):
     """Dies when the row of `step` is written but not yet safe; checkpoints are made every 7 logged steps."""
-    from ggnn_ff.dynamics import run
+    from ggnn_ff.dynamics.run import run_md
+    from ggnn_ff.dynamics.run_files import RunFiles
 
     if isinstance(potential, dict):
         from ggnn_ff.export import load_potential
 
         potential = load_potential(**potential)
-    log, checkpoint, count = run._RunFiles.log, run._RunFiles.checkpoint, [0]
+    log, checkpoint, count = RunFiles.log, RunFiles.checkpoint, [0]
 
     def deadly(files, now, *arguments):
         log(files, now, *arguments)
@@ -86,5 +87,5 @@ def md_killed_at(step, potential, atoms, folder, settings):
         count[0] += 1
         checkpoint(files, now, engine, force=count[0] % 7 == 0)
 
-    run._RunFiles.log, run._RunFiles.checkpoint = deadly, rarely
-    run.run_md(potential, atoms, folder, settings, progress=False)
+    RunFiles.log, RunFiles.checkpoint = deadly, rarely
+    run_md(potential, atoms, folder, settings, progress=False)

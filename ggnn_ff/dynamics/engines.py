@@ -18,7 +18,11 @@ class Engine(Protocol):
     """An integrator that holds a system."""
 
     def step(self, n_steps: int) -> None:
-        """Integrates `n_steps`."""
+        """Integrates `n_steps`.
+
+        Raises:
+            FloatingPointError: numbers are no longer finite.
+        """
 
     def read(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Positions (N, 3) in angstrom, momenta (N, 3) in ASE's units and the potential energy in eV."""
@@ -56,6 +60,8 @@ class ASEEngine:
         forces = self.atoms.get_forces()
         for _ in range(n_steps):
             forces = self.integrator.step(forces)
+            if not np.isfinite(forces).all():
+                raise FloatingPointError("forces are not finite")
 
     def read(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Positions, momenta, potential energy."""
@@ -84,7 +90,7 @@ class OpenMMEngine:
         import openmm
         from openmm import unit
 
-        self.unit = unit
+        self.unit, self.failure = unit, openmm.OpenMMException
         self.masses = atoms.get_masses()
         system = openmm.System()
         for mass in self.masses:
@@ -106,7 +112,13 @@ class OpenMMEngine:
 
     def step(self, n_steps: int) -> None:
         """Integrates `n_steps`."""
-        self.context.getIntegrator().step(n_steps)
+        try:
+            self.context.getIntegrator().step(n_steps)
+        except self.failure as error:
+            positions = self.context.getState(positions=True).getPositions(asNumpy=True)
+            if np.isfinite(positions.value_in_unit(self.unit.nanometer)).all():
+                raise
+            raise FloatingPointError("positions are not finite") from error
 
     def read(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Positions, momenta, potential energy."""

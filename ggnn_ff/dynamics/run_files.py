@@ -1,0 +1,189 @@
+"""The files of a molecular-dynamics run: after a kill they are cut back to the last checkpoint."""
+
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.io.extxyz import write_extxyz
+
+from ggnn_ff.dynamics.engines import Engine
+from ggnn_ff.dynamics.settings import MDSettings
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential
+from ggnn_ff.files import write_atomically
+from ggnn_ff.units import KELVIN_TO_EV
+
+CHECKPOINT_SECONDS = 5.0
+HEADER = "step,time_fs,potential_eV,kinetic_eV,total_eV,temperature_K\n"
+
+
+class RunFiles:
+    """Energies, frames, checkpoint and record of one run."""
+
+    def __init__(
+        self, folder: Path, settings: MDSettings, start: Atoms, potential: LoadedPotential | Calculator
+    ) -> None:
+        self.folder = folder
+        self.energies_path, self.frames_path = folder / "energies.csv", folder / "trajectory.xyz"
+        self.checkpoint_path = folder / "checkpoint.npz"
+        source = identity = type(potential).__name__
+        if isinstance(potential, LoadedPotential):
+            source = potential.source
+            identity = hashlib.sha256(f"{potential.contract.to_json()} {potential.dtype}".encode()).hexdigest()
+        arrays = (
+            start.numbers,
+            start.positions,
+            start.get_momenta(),
+            start.cell.array,
+            start.pbc,
+            start.get_masses(),
+        )
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+        self.record = {
+            "potential": source,
+            "potential_sha256": identity,
+            "start_sha256": digest,
+            "n_atoms": len(start),
+            "ensemble": settings.ensemble,
+            "host": settings.host,
+            "timestep_fs": settings.timestep,
+            "temperature_K": settings.temperature,
+            "steps": settings.steps,
+            "settings": settings.model_dump(),
+        }
+        self.last_checkpoint = time.monotonic()
+
+    def resume(self, engine: Engine) -> int:
+        """Opens the files; returns the step to go on from (0 for a new run)."""
+        path = self.folder / "run.json"
+        if path.exists():
+            self._refuse_another_run(json.loads(path.read_text(encoding="utf8")))
+        step, offsets = 0, (0, 0)
+        if path.exists() and self.checkpoint_path.exists():
+            step, offsets = self._restore(engine)
+        self.status(step, "running")
+        self.energies = _open_at(self.energies_path, offsets[0])
+        self.frames = _open_at(self.frames_path, offsets[1])
+        if step == 0:
+            self.energies.write(HEADER)
+        return step
+
+    def _restore(self, engine: Engine) -> tuple[int, tuple[int, int]]:
+        """Brings the engine to the checkpoint; returns its step, and how long the files were then."""
+        try:
+            with np.load(io.BytesIO(self.checkpoint_path.read_bytes()), allow_pickle=False) as stored:
+                state = {name: stored[name] for name in stored.files}
+            step, energies, frames = state.pop("progress").tolist()
+            engine.restore(state)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{self.checkpoint_path} is damaged or of another program ({type(error).__name__}); delete the folder "
+                f"{self.folder} to start anew"
+            ) from error
+        for path, size in ((self.energies_path, energies), (self.frames_path, frames)):
+            if not path.exists() or path.stat().st_size < size:
+                raise InputError(
+                    f"{path} must hold what was written before the last checkpoint ({size} bytes), but is shorter or "
+                    f"missing; put it back, or delete the folder {self.folder} to start anew"
+                )
+        return step, (energies, frames)
+
+    def _refuse_another_run(self, there: dict[str, object]) -> None:
+        def essential(record: dict[str, object]) -> dict[str, object]:
+            settings = dict(record["settings"])  # type: ignore[call-overload]
+            settings.pop("steps")  # a run may be made longer
+            digests = {key: record.get(key) for key in ("start_sha256", "potential_sha256")}
+            return {**settings, **digests}
+
+        old, new = essential(there), essential(self.record)
+        different = sorted(key for key in new if old.get(key) != new[key])
+        if different:
+            changes = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
+            raise InputError(
+                f"`output` {self.folder} holds another run ({changes}); choose another "
+                "folder, or delete it to start anew"
+            )
+
+    def log(self, step: int, state: Atoms, settings: MDSettings) -> None:
+        """Writes what is due at this step."""
+        potential, kinetic = state.get_potential_energy(), state.get_kinetic_energy()
+        temperature = 2.0 * kinetic / (3.0 * len(state) * KELVIN_TO_EV)
+        when = step * settings.timestep
+        with _naming(self.energies_path):
+            self.energies.write(
+                f"{step},{when:.6g},{potential:.10f},{kinetic:.10f},{potential + kinetic:.10f},{temperature:.4f}\n"
+            )
+        if step % settings.frame_every == 0:
+            state.info = {"step": step, "time_fs": when}
+            with _naming(self.frames_path):
+                write_extxyz(self.frames, [state], columns=["symbols", "positions", "momenta"])
+
+    def checkpoint(self, step: int, engine: Engine, force: bool = False) -> None:
+        """Makes everything so far safe, every few seconds."""
+        if not force and time.monotonic() - self.last_checkpoint < CHECKPOINT_SECONDS:
+            return
+        offsets = []
+        for path, file in ((self.energies_path, self.energies), (self.frames_path, self.frames)):
+            with _naming(path):
+                file.flush()
+                os.fsync(file.fileno())
+                offsets.append(file.tell())
+        state = {**engine.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **state)
+
+        def write(path: Path) -> None:
+            path.write_bytes(content.getbuffer())
+
+        write_atomically(self.checkpoint_path, write)
+        self.last_checkpoint = time.monotonic()
+
+    def write_last_good(self, atoms: Atoms) -> None:
+        """Keeps the last frame that was in order."""
+        text = io.StringIO()
+        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta"])
+        write_atomically(self.folder / "last_good.xyz", lambda path: _write(path, text.getvalue()))
+
+    def status(self, step: int, status: str) -> None:
+        """Records how far the run is."""
+        text = json.dumps({**self.record, "steps_done": step, "status": status}, indent=1) + "\n"
+        write_atomically(self.folder / "run.json", lambda path: _write(path, text))
+
+    def close(self) -> None:
+        """Closes the files, without hiding an error on the way here."""
+        try:
+            with _naming(self.energies_path):
+                self.energies.close()
+        finally:
+            with _naming(self.frames_path):
+                self.frames.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds to an error of writing which file it is, and that the run can go on."""
+    try:
+        yield
+    except OSError as error:
+        message = f"could not write {path}: {error.strerror or error}; run again to go on from the last checkpoint"
+        raise OSError(error.errno, message) from error
+
+
+def _open_at(path: Path, offset: int) -> io.TextIOWrapper:
+    """Opens for writing from `offset` on, with what came after it cut off."""
+    path.touch()
+    os.truncate(path, offset)
+    return open(path, "a", encoding="utf8")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf8")

@@ -1,0 +1,440 @@
+"""Runs of molecular dynamics: physics, files, kills, and what stops them, in both hosts."""
+
+import json
+import resource
+import shutil
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from killed import md_killed_at, run_to_death
+from spring_molecule import Springs, ethanol, set_temperature, springs
+
+from ggnn_ff.dynamics.engines import ASEEngine, OpenMMEngine
+from ggnn_ff.dynamics.run import UnstableDynamics, first_state, run_md
+from ggnn_ff.dynamics.run_files import RunFiles
+from ggnn_ff.dynamics.settings import MDSettings, make_settings
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import load_potential
+from ggnn_ff.stability.report import check_trajectory
+
+HOSTS = ["springs", "ase", "openmm"]  # an analytic potential in ASE, a trained one in ASE and in OpenMM
+
+
+@pytest.fixture(scope="session")
+def trained(trained_folder):
+    return load_potential(trained_folder, dtype="float64")
+
+
+@pytest.fixture
+def potential_in(trained):
+    def get(host):
+        return Springs() if host == "springs" else trained
+
+    return get
+
+
+def settings_for(host, **values) -> MDSettings:
+    host = "openmm" if host == "openmm" else "ase"
+    return make_settings(**{"host": host, "log_every": 1, "frame_every": 10, **values})
+
+
+def run(potential, folder, settings, atoms=None):
+    return run_md(potential, ethanol() if atoms is None else atoms, folder, settings, progress=False)
+
+
+def energies(folder):
+    return np.genfromtxt(folder / "energies.csv", delimiter=",", names=True)
+
+
+def frames(folder):
+    return ase.io.read(folder / "trajectory.xyz", ":")
+
+
+def written(folder):
+    return (folder / "energies.csv").read_bytes(), (folder / "trajectory.xyz").read_bytes()
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+# Physics
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_half_the_time_step_cuts_the_energy_fluctuation_by_four(tmp_path, potential_in, host):
+    fluctuation = []
+    for timestep, steps in ((1.0, 300), (0.5, 600)):
+        folder = tmp_path / str(timestep)
+        run(potential_in(host), folder, settings_for(host, timestep=timestep, steps=steps))
+        total = energies(folder)["total_eV"]
+        fluctuation.append(total.std())
+        kinetic = energies(folder)["kinetic_eV"].std()
+        assert total.std() < 0.1 * kinetic
+        thirds = len(total) // 3
+        assert abs(total[-thirds:].mean() - total[:thirds].mean()) < 1.5 * total.std()
+    assert 3.4 < fluctuation[0] / fluctuation[1] < 4.6
+
+
+def test_both_hosts_follow_the_same_trajectory(tmp_path, trained):
+    for host in ("ase", "openmm"):
+        run(trained, tmp_path / host, settings_for(host, steps=100, timestep=0.5))
+    first, second = (energies(tmp_path / host) for host in ("ase", "openmm"))
+    for name in ("potential_eV", "kinetic_eV", "total_eV"):
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-6)
+    assert first["potential_eV"].std() > 1e-2
+    for one, other in zip(frames(tmp_path / "ase"), frames(tmp_path / "openmm"), strict=True):
+        np.testing.assert_allclose(one.positions, other.positions, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(one.get_momenta(), other.get_momenta(), rtol=0, atol=1e-5)
+    assert np.abs(frames(tmp_path / "ase")[-1].positions - ethanol().positions).max() > 0.05
+
+
+@pytest.mark.parametrize(("host", "steps"), [("springs", 6000), ("openmm", 1500)])
+def test_langevin_reaches_the_temperature_of_the_bath(tmp_path, potential_in, host, steps):
+    """The first structure is at rest, so that without a bath the mean temperature would be half of the first."""
+    settings = settings_for(host, ensemble="langevin", friction=0.05, timestep=1.0, steps=steps, log_every=10)
+    run(potential_in(host), tmp_path, settings)
+    temperature = energies(tmp_path)["temperature_K"]
+    assert temperature[len(temperature) // 10 :].mean() == pytest.approx(300.0, rel=0.12)
+
+
+def test_first_momenta_have_no_total_momentum_and_the_temperature():
+    start = first_state(ethanol(), settings_for("ase", temperature=250.0))
+    np.testing.assert_allclose(start.get_momenta().sum(axis=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(start.get_angular_momentum(), 0.0, atol=1e-10)
+    again, other = (first_state(ethanol(), settings_for("ase", temperature=250.0, seed=seed)) for seed in (0, 1))
+    assert np.array_equal(start.get_momenta(), again.get_momenta())
+    assert not np.allclose(start.get_momenta(), other.get_momenta())
+
+
+def test_first_momenta_have_the_temperature_on_average():
+    mean = np.mean([first_state(ethanol(), settings_for("ase", seed=seed)).get_temperature() for seed in range(200)])
+    assert mean == pytest.approx(300.0, rel=0.06)  # three standard errors
+
+
+@pytest.mark.parametrize(("symbols", "left"), [("N", False), ("N2", True), ("CO2", True)])
+def test_one_atom_and_linear_molecules_get_momenta_too(symbols, left):
+    atoms = Atoms(symbols, positions=[[1.0, 2.0, 3.0 + 1.2 * i] for i in range(len(Atoms(symbols)))])
+    start = first_state(atoms, settings_for("ase"))
+    np.testing.assert_allclose(start.get_momenta().sum(axis=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(start.get_angular_momentum(), 0.0, atol=1e-10)
+    assert (start.get_kinetic_energy() > 1e-4) == left
+
+
+def test_masses_of_the_structure_are_kept():
+    heavy = ethanol()
+    heavy.set_masses(2.0 * heavy.get_masses())
+    assert np.array_equal(first_state(heavy, settings_for("ase")).get_masses(), heavy.get_masses())
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_without_a_temperature_the_momenta_of_the_structure_are_used(tmp_path, potential_in, host):
+    atoms = ethanol()
+    with pytest.raises(InputError, match="must have momenta when no temperature is given"):
+        run(potential_in(host), tmp_path, settings_for(host, temperature=None, steps=1), atoms)
+    set_temperature(atoms, 300.0, np.random.default_rng(3))
+    run(potential_in(host), tmp_path, settings_for(host, temperature=None, steps=1), atoms)
+    np.testing.assert_allclose(frames(tmp_path)[0].get_momenta(), atoms.get_momenta(), atol=1e-7)
+    assert energies(tmp_path)["kinetic_eV"][0] == pytest.approx(atoms.get_kinetic_energy(), abs=1e-9)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_check_passes_on_the_folder_of_a_good_run(tmp_path, potential_in, host):
+    run(potential_in(host), tmp_path, settings_for(host, timestep=0.25, steps=1000, log_every=2))
+    report = check_trajectory(tmp_path)
+    failed = [verdict for verdict in report.verdicts if verdict.passed is False]
+    assert not failed
+    assert report.trajectory.ensemble == "nve"
+    assert any(verdict.passed for verdict in report.verdicts)
+
+
+# Files
+
+
+def test_rows_and_frames_are_those_asked_for(tmp_path):
+    run(Springs(), tmp_path, settings_for("ase", steps=45, log_every=5, frame_every=20, timestep=0.5))
+    table = energies(tmp_path)
+    assert table["step"].tolist() == list(range(0, 50, 5))
+    assert table["time_fs"].tolist() == [0.5 * step for step in range(0, 50, 5)]
+    np.testing.assert_allclose(table["total_eV"], table["potential_eV"] + table["kinetic_eV"], atol=1e-9)
+    images = frames(tmp_path)
+    assert [image.info["step"] for image in images] == [0, 20, 40]
+    for image, row in zip(images, table[::4], strict=False):
+        assert image.get_potential_energy() == pytest.approx(row["potential_eV"], abs=1e-7)
+        assert springs(image.positions)[0] == pytest.approx(row["potential_eV"], abs=1e-5)
+        assert image.get_kinetic_energy() == pytest.approx(row["kinetic_eV"], abs=1e-6)
+    assert record(tmp_path)["status"] == "complete"
+    assert record(tmp_path)["steps_done"] == 45
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+@pytest.mark.parametrize("host", ["springs", "openmm"])
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, trained_folder, potential_in, host, ensemble):
+    settings = settings_for(host, ensemble=ensemble, steps=120, log_every=2, frame_every=6)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(potential_in(host), whole, settings)
+    potential = Springs() if host == "springs" else {"name_or_path": trained_folder, "dtype": "float64"}
+    for step in (40, 90):
+        run_to_death(md_killed_at, step, potential, ethanol(), killed, settings)
+        with np.load(killed / "checkpoint.npz") as checkpoint:
+            assert 0 < checkpoint["progress"][0] < step
+        assert record(killed)["status"] == "running"
+    assert written(killed) != written(whole)
+    run(potential_in(host), killed, settings)
+    assert written(killed) == written(whole)
+    assert record(killed) == {**record(whole)}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    settings = settings_for("springs", steps=30)
+    run(Springs(), tmp_path / "whole", settings)
+    run_to_death(md_killed_at, 5, Springs(), ethanol(), tmp_path / "killed", settings)
+    assert not (tmp_path / "killed" / "checkpoint.npz").exists()
+    run(Springs(), tmp_path / "killed", settings)
+    assert written(tmp_path / "killed") == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_finished_run_is_left_as_it_is(tmp_path, potential_in, host, monkeypatch):
+    settings = settings_for(host, steps=20)
+    run(potential_in(host), tmp_path, settings)
+    before = written(tmp_path), record(tmp_path)
+    for engine in (ASEEngine, OpenMMEngine):
+        monkeypatch.setattr(engine, "step", lambda self, n_steps: pytest.fail("took a step"))
+    result = run(potential_in(host), tmp_path, settings)
+    assert (written(tmp_path), record(tmp_path)) == before
+    assert np.isnan(result.milliseconds_per_step)
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+@pytest.mark.parametrize("host", ["springs", "openmm"])
+def test_more_steps_extend_a_run(tmp_path, potential_in, host, ensemble):
+    for steps in (40, 80):
+        run(potential_in(host), tmp_path / "grown", settings_for(host, ensemble=ensemble, steps=steps, log_every=5))
+    run(potential_in(host), tmp_path / "whole", settings_for(host, ensemble=ensemble, steps=80, log_every=5))
+    assert written(tmp_path / "grown") == written(tmp_path / "whole")
+    assert record(tmp_path / "grown")["steps"] == 80
+
+
+def test_an_extended_run_returns_to_the_rhythm_of_its_rows(tmp_path):
+    for steps in (23, 60):
+        run(Springs(), tmp_path, settings_for("springs", steps=steps, log_every=5, frame_every=10))
+    assert energies(tmp_path)["step"].tolist() == [0, 5, 10, 15, 20, 23, 25, 30, 35, 40, 45, 50, 55, 60]
+    assert [image.info["step"] for image in frames(tmp_path)] == [0, 10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestep": 0.25}, "timestep: 0.5 there, 0.25 now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"ensemble": "langevin"}, "ensemble: nve there, langevin now"),
+        ({"log_every": 2}, "log_every: 1 there, 2 now"),
+    ],
+)
+def test_another_setting_in_the_same_folder_is_refused(tmp_path, change, message):
+    run(Springs(), tmp_path, settings_for("ase", steps=5))
+    with pytest.raises(InputError, match=message):
+        run(Springs(), tmp_path, settings_for("ase", steps=5, **change))
+
+
+def test_another_structure_in_the_same_folder_is_refused(tmp_path):
+    run(Springs(), tmp_path, settings_for("ase", steps=5))
+    moved = ethanol()
+    moved.positions[0, 0] += 1e-3
+    with pytest.raises(InputError, match="start_sha256"):
+        run(Springs(), tmp_path, settings_for("ase", steps=5), moved)
+
+
+def test_another_potential_in_the_same_folder_is_refused(tmp_path, trained, trained_folder, potential_folder):
+    run(trained, tmp_path, settings_for("ase", steps=5))
+    for other in (load_potential(trained_folder), load_potential(potential_folder, dtype="float64"), Springs()):
+        with pytest.raises(InputError, match="potential_sha256"):
+            run(other, tmp_path, settings_for("ase", steps=10))
+    shutil.copytree(trained_folder, tmp_path / "elsewhere")
+    run(load_potential(tmp_path / "elsewhere", dtype="float64"), tmp_path, settings_for("ase", steps=10))
+
+
+# What is wrong with the input
+
+
+def test_rows_must_divide_frames():
+    with pytest.raises(InputError, match="`frame_every` must be a multiple of `log_every`, got 15 and 10"):
+        make_settings(log_every=10, frame_every=15)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tempreature": 300}, "did you mean 'temperature'"),
+        ({"timestep": -1}, "`timestep`.*greater than 0"),
+        ({"timestep": float("nan")}, "`timestep`"),
+        ({"ensemble": "npt"}, "'nve' or 'langevin'"),
+        ({"ensemble": "langevin", "temperature": None}, "`temperature` must be given for a Langevin run"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        make_settings(**values)
+
+
+def test_partial_periodicity_is_refused_in_openmm(tmp_path, trained):
+    atoms = ethanol()
+    atoms.set_cell([20.0, 20.0, 20.0])
+    atoms.pbc = [True, True, False]
+    with pytest.raises(InputError, match=r"periodic in no or all directions in OpenMM, got pbc=\[True, True, False\]"):
+        run(trained, tmp_path / "run", settings_for("openmm", steps=1), atoms)
+    assert not (tmp_path / "run").exists()
+
+
+def test_openmm_needs_a_potential_of_this_package(tmp_path):
+    with pytest.raises(InputError, match="`host` must be 'ase' for an ASE calculator"):
+        run(Springs(), tmp_path / "run", settings_for("openmm", steps=1))
+
+
+@pytest.mark.parametrize("host", ["ase", "openmm"])
+def test_an_unknown_element_is_named(tmp_path, trained, host):
+    with pytest.raises(InputError, match="holds N, but this potential was trained on H, C, O"):
+        run(trained, tmp_path / "run", settings_for(host, steps=1), Atoms("NH", [[0, 0, 0], [0, 0, 1.0]]))
+    assert not (tmp_path / "run").exists()
+
+
+# What stops a run
+
+
+class Snapping(Springs):
+    """Lets all atoms fly."""
+
+    def calculate(self, *arguments, **keywords):
+        super().calculate(*arguments, **keywords)
+        self.results["forces"] *= 0.0
+
+
+class Failing(Springs):
+    """Answers NaN from the given call on."""
+
+    def __init__(self, name, first):
+        super().__init__()
+        self.name_of_result, self.first, self.calls = name, first, 0
+
+    def calculate(self, *arguments, **keywords):
+        super().calculate(*arguments, **keywords)
+        self.calls += 1
+        if self.calls >= self.first:
+            self.results[self.name_of_result] = self.results[self.name_of_result] * np.nan
+
+
+def test_a_broken_bond_stops_the_run(tmp_path):
+    atoms = ethanol()
+    away = atoms.positions[3] - atoms.positions[2]
+    momenta = np.zeros((9, 3))
+    momenta[3] = 0.5 * away
+    atoms.set_momenta(momenta)
+    settings = settings_for("ase", temperature=None, steps=1000, log_every=5)
+    with pytest.raises(UnstableDynamics, match=r"the bond O2-H3 deviates by 0\.\d+ angstrom .*last_good\.xyz"):
+        run(Snapping(), tmp_path, settings, atoms)
+    good = ase.io.read(tmp_path / "last_good.xyz")
+    stretch = good.get_distance(2, 3) - np.linalg.norm(away)
+    assert 0.3 < stretch <= 0.5
+    assert record(tmp_path)["status"].startswith("stopped: the bond O2-H3")
+    table = energies(tmp_path)
+    assert table["step"][-1] == record(tmp_path)["steps_done"] - 5
+    assert good.get_potential_energy() == pytest.approx(table["potential_eV"][-1], abs=1e-7)
+    with pytest.raises(UnstableDynamics, match="the bond O2-H3"):  # and again
+        run(Snapping(), tmp_path, settings, atoms)
+
+
+@pytest.mark.parametrize("name", ["energy", "forces"])
+@pytest.mark.parametrize("first", [1, 30])
+def test_numbers_that_blow_up_stop_the_run(tmp_path, name, first):
+    with pytest.raises(UnstableDynamics, match="not finite by step"):
+        run(Failing(name, first), tmp_path, settings_for("ase", steps=100, log_every=5))
+    good = ase.io.read(tmp_path / "last_good.xyz")
+    assert np.isfinite(good.positions).all()
+    assert np.isfinite(good.get_momenta()).all()
+    assert record(tmp_path)["status"].startswith("stopped: positions, forces or energy are not finite")
+    assert b"nan" not in b"".join(written(tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["torch", "python"])
+def test_numbers_that_blow_up_stop_openmm(tmp_path, trained, backend, monkeypatch):
+    step = OpenMMEngine.step
+    taken = []
+
+    def spoiled(engine, n_steps):
+        taken.append(n_steps)
+        if len(taken) == 3:
+            engine.context.setVelocities(np.full((9, 3), np.nan))
+        step(engine, n_steps)
+
+    monkeypatch.setattr(OpenMMEngine, "step", spoiled)
+    with pytest.raises(UnstableDynamics, match="not finite by step 15; the last good frame"):
+        run(trained, tmp_path, settings_for("openmm", backend=backend, steps=100, log_every=5))
+    assert np.isfinite(ase.io.read(tmp_path / "last_good.xyz").positions).all()
+    assert record(tmp_path)["status"].startswith("stopped:")
+
+
+def test_a_potential_of_nan_stops_ase(tmp_path, trained_folder):
+    spoiled = load_potential(trained_folder)
+    spoiled.module.potential.scale.fill_(float("nan"))
+    with pytest.raises(UnstableDynamics, match="not finite by step 0"):
+        run(replace(spoiled), tmp_path, settings_for("ase", steps=10))
+
+
+# Damaged files and full disks
+
+
+@pytest.mark.parametrize("kept", [0, 100, -30])
+def test_a_truncated_checkpoint_is_named(tmp_path, kept):
+    run(Springs(), tmp_path, settings_for("ase", steps=10))
+    path = tmp_path / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:kept])
+    before = written(tmp_path)
+    with pytest.raises(InputError, match=r"checkpoint\.npz is damaged .*delete the folder"):
+        run(Springs(), tmp_path, settings_for("ase", steps=20))
+    assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["energies.csv", "trajectory.xyz"])
+def test_files_shorter_than_at_the_checkpoint_are_refused(tmp_path, name):
+    run(Springs(), tmp_path, settings_for("ase", steps=10))
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{name} must hold what was written"):
+        run(Springs(), tmp_path, settings_for("ase", steps=20))
+    path.unlink()
+    with pytest.raises(InputError, match="is shorter or missing"):
+        run(Springs(), tmp_path, settings_for("ase", steps=20))
+
+
+@pytest.mark.parametrize("name", ["energies.csv", "trajectory.xyz"])
+def test_a_full_disk_names_the_file_and_the_run_goes_on_when_there_is_room(tmp_path, monkeypatch, name):
+    frame_every = 50 if name == "energies.csv" else 1
+    settings = settings_for("ase", steps=400, frame_every=frame_every)
+    run(Springs(), tmp_path / "whole", settings)
+    full = tmp_path / "full"
+    checkpoint = RunFiles.checkpoint
+
+    def always_at_hundreds(files, step, engine, force=False):
+        checkpoint(files, step, engine, force=step % 100 == 0)
+
+    monkeypatch.setattr(RunFiles, "checkpoint", always_at_hundreds)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = {"energies.csv": 20_000, "trajectory.xyz": 300_000}[name]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(OSError, match=rf"could not write .*{name}: .*run again to go on"):
+            run(Springs(), full, settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with np.load(full / "checkpoint.npz") as stored:
+        step, *sizes = stored["progress"].tolist()
+    assert step >= 100
+    for first, second, size in zip(written(full), written(tmp_path / "whole"), sizes, strict=True):
+        assert len(first) >= size
+        assert first[:size] == second[:size]
+    run(Springs(), full, settings)
+    assert written(full) == written(tmp_path / "whole")
