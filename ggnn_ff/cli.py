@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, UnstableDynamics
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
@@ -29,8 +29,6 @@ EXTRAS = {  # module that an extra brings -> its name
 
 def main() -> None:
     """Runs the command; what a user can mend is printed without a traceback, with exit status 2."""
-    from ggnn_ff.dynamics.run import UnstableDynamics
-
     try:
         app()
     except ModuleNotFoundError as error:

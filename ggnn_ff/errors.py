@@ -1,4 +1,4 @@
-"""The error that a user can act on."""
+"""The errors that a user can act on."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,10 @@ class InputError(ValueError):
     The message names the argument, the requirement, what came, and what to do. The command line prints it
     without a traceback; in Python it is an ordinary `ValueError`.
     """
+
+
+class UnstableDynamics(RuntimeError):
+    """Molecular dynamics was stopped because the structure broke or numbers blew up; the message says which."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from ggnn_ff.contract import check_elements
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.hosts.ase import GGNNCalculator
@@ -26,10 +26,6 @@ NOT_FINITE = (
     "positions, forces or energy are not finite by step {step}; the last good frame is in last_good.xyz. Use a shorter "
     "time step, or train on more structures of this kind"
 )
-
-
-class UnstableDynamics(RuntimeError):
-    """The run was stopped because the structure broke or numbers blew up."""
 
 
 @dataclass(frozen=True)

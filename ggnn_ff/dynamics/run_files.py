@@ -120,7 +120,7 @@ class RunFiles:
         when = step * settings.timestep
         with _naming(self.energies_path):
             self.energies.write(
-                f"{step},{when:.6g},{potential:.10f},{kinetic:.10f},{potential + kinetic:.10f},{temperature:.4f}\n"
+                f"{step},{when:.12g},{potential:.10f},{kinetic:.10f},{potential + kinetic:.10f},{temperature:.4f}\n"
             )
         if step % settings.frame_every == 0:
             state.info = {"step": step, "time_fs": when}

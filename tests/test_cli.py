@@ -1,0 +1,147 @@
+"""The command line: what a user sees."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from typer.testing import CliRunner
+
+from ggnn_ff import cli
+from ggnn_ff.export import export_torchscript
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """The command as a user starts it."""
+    monkeypatch.setattr(sys, "argv", ["ggnn-ff", *arguments])
+    cli.main()
+
+
+def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that must fail prints, without a traceback and with exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("ggnn-ff: error: ")
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.fixture
+def potential(potential_folder: Path, tmp_path: Path) -> str:
+    """An exported file."""
+    export_torchscript(potential_folder, tmp_path / "potential.pt")
+    return str(tmp_path / "potential.pt")
+
+
+@pytest.mark.parametrize(
+    "command", ["quickstart", "sample", "train", "export", "info", "potentials", "evaluate", "md", "check"]
+)
+def test_each_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_info_shows_the_contract(potential: str) -> None:
+    result = CliRunner().invoke(cli.app, ["info", potential], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for word in ("painn", "level_of_theory", "cutoff", "finite_difference_relative_error"):
+        assert word in result.output
+
+
+def test_export_writes_a_file_that_loads(potential_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "potential.pt"
+    result = CliRunner().invoke(cli.app, ["export", str(potential_folder), "-o", str(output)])
+    assert result.exit_code == 0
+    assert CliRunner().invoke(cli.app, ["info", str(output)]).exit_code == 0
+
+
+def test_check_fails_with_status_1_when_a_verdict_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = {
+        "ensemble": "nve",
+        "timestep_fs": 0.5,
+        "temperature_K": 300,
+        "host": "ase",
+        "n_atoms": 9,
+        "potential": "",
+    }
+    (folder / "run.json").write_text(json.dumps(settings))
+    atoms = molecule("CH3CH2OH")
+    for slope, code in ((0.0, None), (0.1, 1)):  # eV/ps of the whole molecule
+        rows = ["step,time_fs,potential_eV,kinetic_eV,total_eV,temperature_K"]
+        noise = np.random.default_rng(0).normal(scale=1e-6, size=201)
+        for k in range(201):
+            total = slope * k * 0.05 + noise[k]
+            rows.append(f"{100 * k},{50 * k},{total - 0.3 + 0.01 * np.sin(k)},{0.3 - 0.01 * np.sin(k)},{total},300")
+        (folder / "energies.csv").write_text("\n".join(rows) + "\n")
+        atoms.info = {"step": 0, "time_fs": 0.0}
+        atoms.write(folder / "trajectory.xyz", format="extxyz")
+        if code is None:
+            run_quietly(monkeypatch, "check", str(folder))
+        else:
+            with pytest.raises(SystemExit) as stop:
+                run(monkeypatch, "check", str(folder))
+            assert stop.value.code == code
+    assert (folder / "check.json").exists()
+    assert (folder / "check.png").stat().st_size > 10_000
+
+
+def run_quietly(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """A command that must succeed."""
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    assert stop.value.code in (0, None)
+
+
+def test_misspelt_potential_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(monkeypatch, capsys, "info", "ethanol-bpe")
+    assert "did you mean 'ethanol-pbe'?" in message
+
+
+def test_wrong_setting_of_md_is_named(
+    potential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "md")
+    message = failure(monkeypatch, capsys, "md", potential, "ethanol", "-o", output, "--ensemble", "npt")
+    assert "`ensemble`" in message
+    assert "npt" in message
+    message = failure(monkeypatch, capsys, "md", potential, "ethanol", "-o", output)
+    assert "--temperature" in message
+
+
+def test_element_the_potential_does_not_know_is_named(
+    potential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(monkeypatch, capsys, "md", potential, "CH3SH", "-o", str(tmp_path / "md"), "--temperature", "300")
+    assert "holds S" in message
+
+
+def test_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("ggnn_ff.training")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    config = tmp_path / "config.yaml"
+    config.write_text("output: x\ndata: {train: y}\n")
+    assert "pip install 'ggnn-ff[train]'" in failure(monkeypatch, capsys, "train", str(config))
+
+
+def test_misspelt_key_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("output: x\ndata: {train: y, n_vaild: 50}\n")
+    message = failure(monkeypatch, capsys, "train", str(config))
+    assert "`data.n_vaild`" in message
+    assert "did you mean 'n_valid'?" in message

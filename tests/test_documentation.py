@@ -1,0 +1,57 @@
+"""README and examples are run, so that they cannot be wrong."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ggnn_ff import cli
+from ggnn_ff.training.config import read_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf8")
+COMMANDS = sorted(
+    set(re.findall(r"`(?:uv run )?(ggnn-ff [^`]+)`", README))
+    | set(re.findall(r"^(?:uv run )?(ggnn-ff .+)$", README, re.M))
+)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_python_blocks_of_the_readme_run(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_of_the_readme_exist_with_their_options(line: str) -> None:
+    name, *arguments = shlex.split(line)[1:]
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    if arguments:
+        command.make_context(name, arguments)
+
+
+def test_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(script: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 10
+
+
+def test_the_example_configuration_is_valid() -> None:
+    assert read_config(ROOT / "examples" / "ethanol.yaml").model.name == "painn"
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "potentials").glob("*/recipe.yaml")), ids=lambda path: path.parent.name
+)
+def test_recipes_are_valid(recipe: Path) -> None:
+    assert read_config(recipe).data.train.name == "train.xyz"
