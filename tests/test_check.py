@@ -306,9 +306,7 @@ def test_hdf5_file_with_energies_and_velocities_is_judged(frames, tmp_path):
             positions / 10,
             time=trajectory.time,
             velocities=np.stack([frame.get_velocities() for frame in frames]) * per_ps,
-            potentialEnergy=[
-                (frame.get_potential_energy() + 2000) * units.mol / units.kJ for frame in frames
-            ],
+            potentialEnergy=[(frame.get_potential_energy() + 2000) * units.mol / units.kJ for frame in frames],
             kineticEnergy=[frame.get_kinetic_energy() * units.mol / units.kJ for frame in frames],
         )
     read = read_trajectory(tmp_path / "run.h5")

@@ -147,9 +147,7 @@ def test_units_in_the_file_and_units_stated_are_used(tmp_path: Path):
 
 @pytest.mark.parametrize("energy_unit", ENERGY_UNITS)
 @pytest.mark.parametrize("length_unit", LENGTH_UNITS)
-def test_wrong_units_are_questioned_and_right_ones_are_not(
-    tmp_path: Path, energy_unit: str, length_unit: str
-):
+def test_wrong_units_are_questioned_and_right_ones_are_not(tmp_path: Path, energy_unit: str, length_unit: str):
     frames = vibrating_methane()
     write_md17_npz(tmp_path / "data.npz", frames)
     if (energy_unit, length_unit) == ("kcal/mol", "angstrom"):
@@ -251,9 +249,7 @@ def test_first_md17_ethanol_frame_has_its_published_values():
     ],
 )
 def test_unusable_npz_is_refused(tmp_path: Path, change: dict[str, np.ndarray | None], message: str):
-    arrays = {
-        key: array for key, array in (md17_arrays(vibrating_methane()) | change).items() if array is not None
-    }
+    arrays = {key: array for key, array in (md17_arrays(vibrating_methane()) | change).items() if array is not None}
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(InputError, match=message):
         read_frames(tmp_path / "bad.npz")
@@ -307,9 +303,7 @@ def test_extxyz_without_labels_is_refused(tmp_path: Path):
 
 
 def test_misspelt_units_name_the_nearest(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=r"`energy_unit` must be one of .*got 'kcal'.*did you mean 'kcal/mol'"
-    ):
+    with pytest.raises(InputError, match=r"`energy_unit` must be one of .*got 'kcal'.*did you mean 'kcal/mol'"):
         read_frames(tmp_path / "any", energy_unit="kcal")
     with pytest.raises(InputError, match=r"`length_unit` .*got 'Angstrom'.*did you mean 'angstrom'"):
         read_frames(tmp_path / "any", length_unit="Angstrom")

@@ -34,9 +34,7 @@ def frames_of(compositions: list[list[int]], energy: list[float]) -> LabelledFra
 
 def test_isolated_atoms_are_read(tmp_path: Path):
     path = tmp_path / "atoms.xyz"
-    path.write_text(
-        "1\n" + ATOM.format(energy=-1030.5, symbol="C") + "1\n" + ATOM.format(energy=-13.6, symbol="H")
-    )
+    path.write_text("1\n" + ATOM.format(energy=-1030.5, symbol="C") + "1\n" + ATOM.format(energy=-13.6, symbol="H"))
     assert reference_energies_from_atoms(path) == {1: -13.6, 6: -1030.5}
 
 
@@ -47,9 +45,7 @@ def test_isolated_atoms_of_the_reference_data_are_read():
     frames = read_frames(shared_data("rmd17_ethanol", "train.xyz"))
     check_reference_energies(energies, frames)
     binding = frames.energy - sum(energies[number] for number in frames.numbers[:9].tolist())
-    assert np.all(
-        (binding > -45) & (binding < -35)
-    )  # 34 eV to real atoms, 8 more to spherical closed-shell ones
+    assert np.all((binding > -45) & (binding < -35))  # 34 eV to real atoms, 8 more to spherical closed-shell ones
 
 
 @pytest.mark.parametrize(

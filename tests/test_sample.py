@@ -27,13 +27,9 @@ pytest.importorskip("tblite", reason="sampling needs the extra `sample`")
 SHORT = {"frames": 8, "stride": 5, "equilibration": 10}
 
 
-def test_sampled_frames_carry_the_energy_and_forces_of_the_engine(
-    tmp_path: Path, capfd: pytest.CaptureFixture
-):
+def test_sampled_frames_carry_the_energy_and_forces_of_the_engine(tmp_path: Path, capfd: pytest.CaptureFixture):
     seen = []
-    npz = sample(
-        "ethanol", tmp_path / "ethanol", **SHORT, progress=lambda done, total: seen.append((done, total))
-    )
+    npz = sample("ethanol", tmp_path / "ethanol", **SHORT, progress=lambda done, total: seen.append((done, total)))
     assert capfd.readouterr() == ("", "")
     assert seen == [(done, 8) for done in range(1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ethanol.npz", "ethanol.xyz"]
@@ -115,9 +111,7 @@ def test_unfinished_run_refuses_other_settings(tmp_path: Path):
 
     with pytest.raises(InterruptedRunError):
         sample("water", tmp_path / "water", **SHORT, progress=interrupt)
-    with pytest.raises(
-        InputError, match=r"water.journal was made with other settings: `seed` was 0 and is now 1"
-    ):
+    with pytest.raises(InputError, match=r"water.journal was made with other settings: `seed` was 0 and is now 1"):
         sample("water", tmp_path / "water", **SHORT, seed=1)
 
 
@@ -131,9 +125,7 @@ def test_foreign_files_are_not_overwritten(tmp_path: Path):
 
 
 def test_molecule_that_falls_apart_stops_with_its_frames_kept(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=r"fell apart.*the bond O0-O1 .*frames until then are in .*partial.npz"
-    ):
+    with pytest.raises(InputError, match=r"fell apart.*the bond O0-O1 .*frames until then are in .*partial.npz"):
         sample("H2O2", tmp_path / "hot", frames=200, stride=5, equilibration=0, temperature=6000.0)
     kept = read_frames(tmp_path / "hot.partial.npz")
     assert 0 < len(kept) < 200

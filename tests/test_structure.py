@@ -32,14 +32,10 @@ def test_bonds_cross_periodic_boundaries(skew):
     lengths = bond_lengths(atoms.positions, whole, NO_CELL, NO_PBC)
     atoms.translate([0.3, 6.9, 0.1])
     atoms.wrap()
-    assert (
-        np.abs(bond_lengths(atoms.positions, whole, NO_CELL, NO_PBC) - lengths).max() > 3
-    )  # cut by wrapping
+    assert np.abs(bond_lengths(atoms.positions, whole, NO_CELL, NO_PBC) - lengths).max() > 3  # cut by wrapping
     pairs = bonds(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     np.testing.assert_array_equal(pairs, whole)
-    np.testing.assert_allclose(
-        bond_lengths(atoms.positions, pairs, atoms.cell.array, atoms.pbc), lengths, atol=1e-12
-    )
+    np.testing.assert_allclose(bond_lengths(atoms.positions, pairs, atoms.cell.array, atoms.pbc), lengths, atol=1e-12)
 
 
 def test_large_system_has_the_bonds_of_its_parts():

@@ -80,6 +80,10 @@ def last_checkpoint(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def best_checkpoint(folder):
+    return torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+
+
 def learning_rate(folder):
     return last_checkpoint(folder)["optimizer_states"][0]["param_groups"][0]["lr"]
 
@@ -274,9 +278,8 @@ def test_float32_has_float64_scale_and_shift_only(trained):
 
 
 def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
-    """A learning rate so high that the last validation is not the best."""
-    decay = 0.8
-    config = small(data, tmp_path / "run", epochs=6, learning_rate=2e-2, ema_decay=decay)
+    decay, best = 0.8, 2
+    config = small(data, tmp_path / "run", epochs=4, ema_decay=decay)
     batches = N_TRAIN // 10
     history, averages, at_epoch_end = [], [], []
     step = TrainingModule.training_step
@@ -287,6 +290,7 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", watched)
+        dictate_losses(patch, lambda epoch: 1.0 + abs(epoch - best))
         train(config)
     current = last_checkpoint(config.output)["current_model_state"]
     history.append({name: current[f"model.potential.{name}"] for name in history[0]})
@@ -295,8 +299,6 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
         averages.append({name: decay * previous[name] + (1 - decay) * after[name] for name in after})
         if (number + 1) % batches == 0:
             at_epoch_end.append(averages[-1])
-    losses = read_learning_curve(config.output).panels["loss"]["validation"]
-    best = int(np.argmin(losses))
     stored = weights(config.output)
     for name, expected in at_epoch_end[best].items():
         torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
@@ -313,19 +315,27 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
 
 
 def test_last_checkpoint_is_of_the_last_validation_even_if_it_was_not_the_best(tmp_path, data):
-    config = small(data, tmp_path / "run", epochs=6, learning_rate=5e-2)
-    train(config)
-    losses = read_learning_curve(config.output).panels["loss"]["validation"]
-    best = torch.load(config.output / "checkpoints" / "best.ckpt", weights_only=True)
-    assert last_checkpoint(config.output)["epoch"] == 5
-    assert best["epoch"] == int(np.argmin(losses))
+    config = small(data, tmp_path / "run", frames={"n_train": 10})
+    with pytest.MonkeyPatch.context() as patch:
+        dictate_losses(patch, lambda epoch: [4.0, 2.0, 3.0, 3.0][epoch])
+        train(config)
+    assert last_checkpoint(config.output)["epoch"] == 3
+    assert best_checkpoint(config.output)["epoch"] == 1
+
+
+def test_a_resumed_training_knows_how_good_the_best_was(tmp_path, data):
+    config = small(data, tmp_path / "run")
+    run_to_death(fit_killed_in_epoch, config, 2, 1)
+    before = best_checkpoint(config.output)["epoch"]
+    with pytest.MonkeyPatch.context() as patch:
+        dictate_losses(patch, lambda epoch: 1e9)
+        train(config)
+    assert last_checkpoint(config.output)["epoch"] == 3
+    assert best_checkpoint(config.output)["epoch"] == before
 
 
 def test_early_stopping_stops(tmp_path, data):
-    config = small(
-        data, tmp_path / "run", epochs=50, learning_rate=1e-7, early_stopping_patience=2, weight_decay=0.0,
-        ema_decay=0.0, smallest_learning_rate=1e-9, schedule="plateau",
-    )  # fmt: skip
+    config = small(data, tmp_path / "run", epochs=50, early_stopping_patience=2, frames={"n_train": 10})
     with pytest.MonkeyPatch.context() as patch:
         never_better(patch)
         train(config)
@@ -351,21 +361,25 @@ def test_cosine_ends_at_the_smallest_learning_rate(tmp_path, data):
     assert learning_rate(train(config)) == pytest.approx(1e-5)
 
 
-def never_better(patch):
-    """Every validation sees the same loss."""
+def dictate_losses(patch, loss_after):
+    """Validations see the loss that is dictated for their epoch."""
     step = TrainingModule.validation_step
 
-    def constant(module, *arguments):
+    def dictated(module, *arguments):
         log = module.log_dict
 
-        def log_constant(columns, **options):
-            log({**columns, "valid_loss": torch.ones(())}, **options)
+        def log_other(columns, **options):
+            log({**columns, "valid_loss": torch.tensor(float(loss_after(module.current_epoch)))}, **options)
 
-        module.log_dict = log_constant
+        module.log_dict = log_other
         step(module, *arguments)
         del module.log_dict
 
-    patch.setattr(TrainingModule, "validation_step", constant)
+    patch.setattr(TrainingModule, "validation_step", dictated)
+
+
+def never_better(patch):
+    dictate_losses(patch, lambda epoch: 1.0)
 
 
 def test_a_diverged_training_says_so(tmp_path, data):
