@@ -3,7 +3,7 @@
 uv run benchmarks/conservation.py ethanol-pbe ethanol -o runs/conservation
 
 Equilibrates at 300 K (5 ps of Langevin dynamics), then runs 100 ps of NVE at 0.5 fs in both hosts, and 10 ps each at
-0.5 and 0.25 fs. Writes evidence.json. Can be killed and run again. Float32 as a user of the defaults gets it; one thread.
+0.5 and 0.25 fs. Writes evidence.json. Resumes after a kill. Float32 as a user of the defaults gets it, on one thread
 """
 
 import argparse

@@ -112,7 +112,7 @@ def quickstart_config(data: Path, output: Path, seed: int) -> TrainingConfig:
         {
             "output": output,
             "data": {"train": data, "n_train": TRAIN, "n_valid": VALID, "n_test": TEST, "seed": seed},
-            "model": {"name": "painn", "cutoff": 5.0, "hyperparameters": {"n_features": 64, "n_radial": 8}},
+            "model": {"name": "painn", "cutoff": 5.0, "hyperparameters": {"n_features": 32, "n_radial": 8}},
             "optimizer": {
                 "epochs": EPOCHS,
                 "batch_size": 10,
