@@ -20,7 +20,8 @@ from ggnn_ff.data.structures import find_structure
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.export import load_potential
-from ggnn_ff.stability.report import check_trajectory, write_report
+from ggnn_ff.stability.report import check_trajectory
+from ggnn_ff.stability.show import write_report
 from ggnn_ff.stability.verdicts import SHIPPED_DRIFT_THRESHOLD
 
 SEED = 0

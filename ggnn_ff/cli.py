@@ -212,7 +212,8 @@ def check(
     ] = None,
 ) -> None:
     """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails."""
-    from ggnn_ff.stability.report import check_trajectory, report_table, write_report
+    from ggnn_ff.stability.report import check_trajectory
+    from ggnn_ff.stability.show import report_table, write_report
 
     report = check_trajectory(
         trajectory,

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability import plots
-from ggnn_ff.stability.report import check_trajectory, report_table, write_report
+from ggnn_ff.stability.report import check_trajectory
+from ggnn_ff.stability.show import report_table, write_report
 from ggnn_ff.stability.trajectory import ENERGY_COLUMNS, read_trajectory
 from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD, Verdict
 

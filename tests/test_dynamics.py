@@ -3,7 +3,6 @@
 import json
 import resource
 import shutil
-from dataclasses import replace
 
 import ase.io
 import numpy as np
@@ -18,6 +17,7 @@ from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
+from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.stability.report import check_trajectory
 
 HOSTS = ["springs", "ase", "openmm"]  # an analytic potential in ASE, a trained one in ASE and in OpenMM
@@ -377,11 +377,27 @@ def test_numbers_that_blow_up_stop_openmm(tmp_path, trained, backend, monkeypatc
     assert record(tmp_path)["status"].startswith("stopped:")
 
 
+def test_numbers_that_blow_up_stop_a_trained_potential_in_ase(tmp_path, trained, monkeypatch):
+    """Its calculator refuses positions that are not finite, so the run has to stop one step before."""
+    calculate, calls = GGNNCalculator.calculate, []
+
+    def spoiled(calculator, *arguments, **keywords):
+        calculate(calculator, *arguments, **keywords)
+        calls.append(1)
+        if len(calls) > 12:
+            calculator.results["forces"] = calculator.results["forces"] * np.nan
+
+    monkeypatch.setattr(GGNNCalculator, "calculate", spoiled)
+    with pytest.raises(UnstableDynamics, match="not finite by step 15"):
+        run(trained, tmp_path, settings_for("ase", steps=100, log_every=5))
+    assert np.isfinite(ase.io.read(tmp_path / "last_good.xyz").positions).all()
+
+
 def test_a_potential_of_nan_stops_ase(tmp_path, trained_folder):
     spoiled = load_potential(trained_folder)
     spoiled.module.potential.scale.fill_(float("nan"))
     with pytest.raises(UnstableDynamics, match="not finite by step 0"):
-        run(replace(spoiled), tmp_path, settings_for("ase", steps=10))
+        run(spoiled, tmp_path, settings_for("ase", steps=10))
 
 
 # Damaged files and full disks

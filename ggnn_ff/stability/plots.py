@@ -13,12 +13,11 @@ from ase.data import chemical_symbols
 from ggnn_ff.errors import InputError
 from ggnn_ff.files import write_atomically
 from ggnn_ff.stability.frames import Energies
+from ggnn_ff.stability.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from ggnn_ff.stability.report import Report
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the reference is always black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -163,7 +162,7 @@ def plot_distance_distribution(
     return figure
 
 
-def plot_check(report: "Report") -> "Figure":
+def plot_check(report: Report) -> "Figure":
     """The picture of a check: energies, distance distribution and bond deviation, with the verdicts in it.
 
     Raises:
@@ -184,7 +183,7 @@ def plot_check(report: "Report") -> "Figure":
     return figure
 
 
-def _draw_total_energy(axes: "Axes", report: "Report") -> None:
+def _draw_total_energy(axes: "Axes", report: Report) -> None:
     energies, n_atoms = report.trajectory.energies, len(report.trajectory.numbers)
     drift = next(verdict for verdict in report.verdicts if verdict.name == "energy drift")
     axes.set_title("total energy", loc="left", fontsize=10)
@@ -243,7 +242,7 @@ def _draw_distribution(
     axes.legend(frameon=False)
 
 
-def _draw_bonds(axes: "Axes", report: "Report") -> None:
+def _draw_bonds(axes: "Axes", report: Report) -> None:
     bonds, verdict = report.bonds, next(v for v in report.verdicts if v.name == "largest bond deviation")
     axes.set_title("largest bond deviation", loc="left", fontsize=10)
     if not bonds.names or verdict.threshold is None:

@@ -1,16 +1,12 @@
-"""A check of a trajectory from its file to a table, a JSON file and a picture."""
+"""A check of a trajectory: everything that can be said of it, as figures and verdicts."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.files import write_atomically
 from ggnn_ff.stability.structure import (
     BondDeviations,
     bond_deviations,
@@ -178,42 +174,3 @@ def _distribution(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray, int]:
     stride = max(1, -(-pairs // _LARGEST_PAIR_COUNT))
     centres, h = distance_distribution(trajectory.positions[::stride], trajectory.cell[::stride], trajectory.pbc)
     return centres, h, stride
-
-
-def report_table(report: Report) -> Table:
-    """The verdicts as a table for the terminal."""
-    trajectory = report.trajectory
-    title = f"{escape(trajectory.source)}: {len(trajectory)} frames of {len(trajectory.numbers)} atoms"
-    table = Table(title=title, show_lines=True)
-    table.add_column("check", overflow="fold", ratio=1)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("threshold", justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    outcomes = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "-"}
-    for verdict in report.verdicts:
-        threshold = "-" if verdict.threshold is None else f"{verdict.threshold:g}"
-        check = f"{verdict.name}\n[dim]{escape(verdict.explanation)}[/dim]"
-        table.add_row(check, verdict.text, threshold, verdict.unit, outcomes[verdict.passed])
-    if trajectory.notes:
-        table.caption = escape("; ".join(trajectory.notes))
-    return table
-
-
-def write_report(report: Report, folder: str | Path) -> None:
-    """Writes `check.json` and `check.png` into a folder, each in one step.
-
-    Raises:
-        InputError: if matplotlib is not installed; `check.json` is written before.
-        OSError: if the folder cannot be written.
-    """
-    from ggnn_ff.stability.plots import plot_check, save_figure
-
-    folder = Path(folder)
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def write_text(path: Path) -> None:
-        path.write_text(text)
-
-    write_atomically(folder / "check.json", write_text)
-    save_figure(plot_check(report), folder / "check.png")
