@@ -129,13 +129,15 @@ def quickstart_config(data: Path, output: Path, seed: int) -> TrainingConfig:
 def _sample(output: Path, seed: int, console: Console) -> Path:
     with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("frames"), console=console) as bar:
         task = bar.add_task("", total=FRAMES)
-        return sample(
+        path = sample(
             "ethanol",
             output,
             frames=FRAMES,
             seed=seed,
             progress=lambda done, total: bar.update(task, completed=done),
         )
+        bar.update(task, completed=FRAMES)
+    return path
 
 
 def _dynamics(folder: Path, potential: Path, start: Atoms, seed: int) -> tuple[dict[str, MDResult], dict[str, Report]]:

@@ -1,7 +1,9 @@
 """The potential in OpenMM: the same numbers as everywhere else."""
 
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +221,24 @@ def test_no_atoms_are_refused(potential):
 def test_dtype_of_a_loaded_potential_is_not_changed_in_silence(potential):
     with pytest.raises(InputError, match="was loaded as float64 already, got dtype='float32'"):
         openmm_force(potential, make_topology(ethanol()), dtype="float32")
+
+
+def test_torch_force_works_where_openmm_is_imported_before_torch(potential_file: Path) -> None:
+    code = f"""
+import openmm
+from ase.build import molecule
+from ggnn_ff import openmm_force
+from ggnn_ff.hosts.openmm import make_topology
+atoms = molecule("CH3CH2OH")
+for _ in range(2):
+    system = openmm.System()
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    system.addForce(openmm_force({str(potential_file)!r}, make_topology(atoms), backend="torch"))
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions(atoms.positions / 10)
+    context.getIntegrator().step(2)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,6 +1,8 @@
 """The potential as an OpenMM force: a TorchForce, or a PythonForce on any torch."""
 
+import io
 import warnings
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.neighbors import make_neighbor_list
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
+
+
+_LOADED_AGAIN: set[Path] = set()
 
 
 class OpenMMModule(nn.Module):
@@ -137,7 +142,8 @@ def _torch_force_class(backend: str) -> Any:
     if backend == "python":
         return None
     try:
-        from openmmtorch import TorchForce
+        with redirect_stdout(io.StringIO()):  # it prints a warning about a package that OpenMM itself has renamed
+            from openmmtorch import TorchForce
     except (ImportError, OSError) as error:
         message = (
             f"openmmtorch cannot be imported ({error}); openmmtorch 1.5 needs torch 2.9 in its CUDA build, which "
@@ -147,7 +153,24 @@ def _torch_force_class(backend: str) -> Any:
             raise ImportError(f"{message}. backend='python' works without openmmtorch") from error
         warnings.warn(f"using an openmm.PythonForce, since {message}", stacklevel=3)
         return None
+    _load_plugins_again()
     return TorchForce
+
+
+def _load_plugins_again() -> None:
+    """Loads the kernels of TorchForce where `import openmm` came before `import torch` and could not.
+
+    They link to libraries that torch brings, which OpenMM does not find before torch is imported.
+    """
+    import openmm
+
+    folder = Path(openmm.version.openmm_library_path) / "plugins"
+    failures = " ".join(openmm.Platform.getPluginLoadFailures())
+    for library in folder.glob("*OpenMMTorch*"):
+        if library.name in failures and library not in _LOADED_AGAIN:
+            with suppress(openmm.OpenMMException):  # those of other hardware still do not load
+                openmm.Platform.loadPluginLibrary(str(library))
+                _LOADED_AGAIN.add(library)
 
 
 def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
