@@ -17,7 +17,6 @@ from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.neighbors import make_neighbor_list
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
-
 _LOADED_AGAIN: set[Path] = set()
 
 
