@@ -18,5 +18,5 @@ class UnstableDynamics(RuntimeError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the choice nearest to `word`, or an empty string."""
-    close = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    close = get_close_matches(word, list(choices), n=1, cutoff=0.65)
     return f" (did you mean '{close[0]}'?)" if close else ""

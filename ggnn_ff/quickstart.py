@@ -34,9 +34,9 @@ from ggnn_ff.stability.plots import (
 from ggnn_ff.stability.report import Report, check_trajectory
 from ggnn_ff.training.config import TrainingConfig, make_config
 from ggnn_ff.training.curve import read_learning_curve
+from ggnn_ff.training.data_files import load_split
 from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.fit import fit
-from ggnn_ff.training.split import load_split
 
 FRAMES, TRAIN, VALID, TEST = 1000, 850, 50, 100
 EPOCHS = 60

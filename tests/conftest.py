@@ -71,7 +71,13 @@ def trained_folder(tmp_path_factory) -> Path:
         "output": str(folder / "run"),
         "data": {"train": str(write_frames(folder / "springs.npz", 170)), "n_train": 120, "n_valid": 20, "n_test": 30},
         "model": {"cutoff": 5.0, "hyperparameters": {"n_features": 16, "n_layers": 2, "n_radial": 8}},
-        "optimizer": {"epochs": 40, "learning_rate": 5e-3, "schedule": "cosine", "ema_decay": 0.9},
+        "optimizer": {
+            "epochs": 40,
+            "learning_rate": 5e-3,
+            "schedule": "cosine",
+            "ema_decay": 0.9,
+            "gradient_clip": 10.0,
+        },
         "run": {"threads": 1, "accelerator": "cpu"},
     }
     return fit(make_config(config), progress=False)

@@ -307,3 +307,10 @@ def test_misspelt_units_name_the_nearest(tmp_path: Path):
         read_frames(tmp_path / "any", energy_unit="kcal")
     with pytest.raises(InputError, match=r"`length_unit` .*got 'Angstrom'.*did you mean 'angstrom'"):
         read_frames(tmp_path / "any", length_unit="Angstrom")
+
+
+def test_a_file_of_quite_another_name_is_not_suggested(tmp_path: Path):
+    (tmp_path / "top.xyz").touch()
+    with pytest.raises(InputError) as error:
+        read_frames(tmp_path / "nope.npz")
+    assert "did you mean" not in str(error.value)

@@ -5,6 +5,7 @@ import pickle
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from ggnn_ff.data.splits import random_split
 from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
-from ggnn_ff.training import checkpoints
+from ggnn_ff.training import batches, checkpoints
 from ggnn_ff.training.batches import GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
-from ggnn_ff.training.fit import build_potential, fit, is_trained
+from ggnn_ff.training.data_files import load_split
+from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.module import TrainingModule
-from ggnn_ff.training.split import load_split
+from ggnn_ff.units import EV_PER_HARTREE
 
 N_TRAIN, N_VALID, N_TEST = 60, 20, 20
 
@@ -53,6 +55,7 @@ def small(data, output, epochs=4, run=None, frames=None, **optimizer) -> Trainin
                 "epochs": epochs,
                 "batch_size": 10,
                 "learning_rate": 5e-3,
+                "gradient_clip": 10.0,
                 "ema_decay": 0.9,
                 **optimizer,
             },
@@ -63,6 +66,10 @@ def small(data, output, epochs=4, run=None, frames=None, **optimizer) -> Trainin
 
 def train(config) -> Path:
     return fit(config, progress=False)
+
+
+def is_trained(folder):
+    return (folder / "potential.json").exists()
 
 
 def weights(folder):
@@ -110,6 +117,8 @@ MINIMAL = {"output": "run", "data": {"train": "frames.npz"}}
             ["`model.hyperparameters.n_feature` is not a key", "did you mean 'n_features'"],
         ),
         ({"model": {"hyperparameters": {"n_layers": 0}}}, ["`model.hyperparameters.n_layers`", "got 0"]),
+        ({"run": {"seed": -1}}, ["`run.seed`", "greater than or equal to 0", "-1"]),
+        ({"data": {"train": "a.npz", "seed": -1}}, ["`data.seed`", "greater than or equal to 0", "-1"]),
         (
             {"optimizer": {"epochs": 10, "validate_every": 3}},
             ["`optimizer.epochs` must be a multiple of `optimizer.validate_every`", "10 and 3"],
@@ -156,6 +165,54 @@ def test_paths_are_relative_to_the_configuration(tmp_path):
     assert config.data.test == Path("/data/test.npz")
     assert config.data.valid is None
     assert config.output == Path("run")
+
+
+@pytest.mark.parametrize(
+    ("frames", "key"),
+    [
+        ({"train": "absent.npz"}, "data.train"),
+        ({"valid": "absent.npz", "n_valid": None}, "data.valid"),
+        ({"test": "absent.npz", "n_test": None}, "data.test"),
+        ({"train_indices": "absent.csv", "valid_indices": "absent.csv", "n_train": None}, "data.train_indices"),
+        ({"isolated_atoms": "absent.xyz"}, "data.isolated_atoms"),
+    ],
+)
+def test_a_missing_file_is_named_by_its_key(tmp_path, data, frames, key):
+    with pytest.raises(InputError, match=rf"^`{key}` must be .*exists, got absent"):
+        train(small(data, tmp_path / "run", frames=frames))
+    assert not (tmp_path / "run").exists()
+
+
+def test_isolated_atoms_are_in_the_stated_unit(tmp_path, data):
+    (tmp_path / "atoms.xyz").write_text(
+        "".join(f"1\nProperties=species:S:1:pos:R:3 energy={k}\n{s} 0 0 0\n" for k, s in ((1.0, "H"), (2.0, "C")))
+    )
+    frames = read_frames(data)
+    frames = replace(frames, numbers=np.where(frames.numbers == 1, 1, 6))
+    for unit, factor in (("hartree", EV_PER_HARTREE), (None, 1.0)):
+        config = small(data, tmp_path, frames={"isolated_atoms": str(tmp_path / "atoms.xyz"), "energy_unit": unit})
+        shift = build_potential(config, frames)[0].shift
+        assert shift[[1, 6]].tolist() == pytest.approx([factor, 2.0 * factor])
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"accelerator": "gpx"}, r"`run\.accelerator: gpx` cannot be used .*Available names are"),
+        ({"strategy": "dpp"}, r"`run\.strategy: dpp` cannot be used"),
+        ({"devices": 0}, r"`run\.devices: 0` cannot be used"),
+    ],
+)
+def test_devices_that_do_not_exist_are_named_and_claim_no_folder(tmp_path, data, run, message):
+    with pytest.raises(InputError, match=message):
+        train(small(data, tmp_path / "run", run=run))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(tmp_path, data):
+    with pytest.raises(InputError, match=r"`run\.accelerator: cuda` cannot be used"):
+        train(small(data, tmp_path / "run", run={"accelerator": "cuda"}))
 
 
 def test_validation_frames_must_be_named(tmp_path, data):
@@ -280,7 +337,7 @@ def test_float32_has_float64_scale_and_shift_only(trained):
 def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
     decay, best = 0.8, 2
     config = small(data, tmp_path / "run", epochs=4, ema_decay=decay)
-    batches = N_TRAIN // 10
+    steps = N_TRAIN // 10
     history, averages, at_epoch_end = [], [], []
     step = TrainingModule.training_step
 
@@ -297,13 +354,13 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
     for number, after in enumerate(history[1:]):  # the first update copies, the others average
         previous = averages[-1] if averages else after
         averages.append({name: decay * previous[name] + (1 - decay) * after[name] for name in after})
-        if (number + 1) % batches == 0:
+        if (number + 1) % steps == 0:
             at_epoch_end.append(averages[-1])
     stored = weights(config.output)
     for name, expected in at_epoch_end[best].items():
         torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
     name = "readout.0.weight"
-    assert not torch.allclose(stored[name], history[(best + 1) * batches][name], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(stored[name], history[(best + 1) * steps][name], rtol=1e-4, atol=1e-6)
     module = TrainingModule(build_potential(config, load_split(config.data).train)[0], config, 1.0)
     module.model.potential.load_state_dict(stored)
     module.model.eval()
@@ -416,12 +473,12 @@ def test_the_caller_finds_torch_as_it_was(tmp_path, data):
 
 def test_batches_depend_on_seed_and_epoch_only():
     def order(seed, epoch, before=()):
-        batches = SeededBatches(23, 5, seed)
+        sampler = SeededBatches(23, 5, seed)
         for earlier in before:
-            batches.set_epoch(earlier)
-            list(batches)
-        batches.set_epoch(epoch)
-        return list(batches)
+            sampler.set_epoch(earlier)
+            list(sampler)
+        sampler.set_epoch(epoch)
+        return list(sampler)
 
     assert order(1, 7) == order(1, 7, before=range(7))
     assert order(1, 7) != order(1, 8)
@@ -430,6 +487,21 @@ def test_batches_depend_on_seed_and_epoch_only():
     assert [len(batch) for batch in order(1, 7)] == [5] * 4 == [5] * len(SeededBatches(23, 5, 1))
     assert len(set(used)) == 20
     assert set(used) <= set(range(23))
+
+
+def test_each_process_has_its_own_batches(monkeypatch):
+    def of_process(rank, n_processes):
+        monkeypatch.setattr(batches, "_processes", lambda: (rank, n_processes))
+        mine = SeededBatches(23, 5, 1)
+        mine.set_epoch(3)
+        taken = list(mine)
+        assert len(taken) == len(mine)
+        return taken
+
+    alone = of_process(0, 1)
+    first, second = of_process(0, 2), of_process(1, 2)
+    assert [batch for pair in zip(first, second, strict=True) for batch in pair] == alone
+    assert [len(of_process(rank, 3)) for rank in range(3)] == [1, 1, 1]  # equally many, or one would wait for ever
 
 
 def test_small_sets_make_one_batch():
@@ -534,8 +606,74 @@ def test_another_seed_gives_other_weights(tmp_path, data, unbroken):
 
 
 def test_a_folder_with_another_configuration_is_refused(data, unbroken):
-    with pytest.raises(InputError, match="holds a run with another configuration"):
+    with pytest.raises(
+        InputError, match=r"another configuration: `optimizer\.learning_rate` was 0\.005 and is now 0\.001;"
+    ):
         train(small(data, unbroken, learning_rate=1e-3))
+
+
+def test_where_it_runs_may_change(tmp_path, data, unbroken):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "potential.json").unlink()
+    train(small(data, folder, run={"accelerator": "auto", "devices": 1, "threads": 2}))
+    assert_same_weights(unbroken, folder)
+
+
+@pytest.mark.parametrize("content", ["output: [", "just words", ""])
+@pytest.mark.parametrize("name", ["config.yaml", "data.json"])
+def test_a_damaged_record_of_a_run_is_refused(tmp_path, data, unbroken, name, content):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name} is damaged.*choose another folder, or delete it"):
+        train(small(data, folder))
+
+
+def with_files(tmp_path, output):
+    """A configuration that names files of every kind, all in `tmp_path`."""
+    write_frames(tmp_path / "train.npz", 40)
+    write_frames(tmp_path / "test.npz", 5, seed=2)
+    for name, indices in (("train_indices", range(20)), ("valid_indices", range(20, 40))):
+        (tmp_path / f"{name}.csv").write_text("\n".join(map(str, indices)))
+    (tmp_path / "atoms.xyz").write_text(
+        "".join(f"1\nProperties=species:S:1:pos:R:3 energy=-1.0\n{symbol} 0 0 0\n" for symbol in "HCO")
+    )
+    frames = {
+        "train_indices": str(tmp_path / "train_indices.csv"),
+        "valid_indices": str(tmp_path / "valid_indices.csv"),
+        "test": str(tmp_path / "test.npz"),
+        "isolated_atoms": str(tmp_path / "atoms.xyz"),
+    }
+    drawn = {"n_train": None, "n_valid": None, "n_test": None}
+    return small(tmp_path / "train.npz", output, epochs=1, frames=frames | drawn)
+
+
+def test_a_run_on_data_that_changed_is_refused(tmp_path):
+    config = with_files(tmp_path, tmp_path / "run")
+    train(config)
+    changes = {
+        "train.npz": lambda path: write_frames(path, 40, seed=5),
+        "test.npz": lambda path: write_frames(path, 5, seed=6),
+        "train_indices.csv": lambda path: path.write_text("\n".join(map(str, range(19)))),
+        "valid_indices.csv": lambda path: path.write_text("\n".join(map(str, range(21, 40)))),
+        "atoms.xyz": lambda path: path.write_text(path.read_text().replace("-1.0", "-2.0")),
+    }
+    for name, change in changes.items():
+        path = tmp_path / name
+        before = path.read_bytes()
+        change(path)
+        with pytest.raises(InputError, match=rf"^`data\.\w+` {path} changed since the run in `output` .* began"):
+            train(config)
+        path.write_bytes(before)
+    train(config)
+
+
+def test_a_run_of_an_older_version_without_a_record_of_its_data_goes_on(tmp_path, data, unbroken):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "data.json").unlink()
+    (folder / "potential.json").unlink()
+    train(small(data, folder))
+    assert_same_weights(unbroken, folder)
+    assert (folder / "data.json").read_bytes() == (unbroken / "data.json").read_bytes()
 
 
 # Damaged files and full disks

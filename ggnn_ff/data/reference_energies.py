@@ -8,10 +8,15 @@ from ase.data import chemical_symbols
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_structures
 from ggnn_ff.errors import InputError
+from ggnn_ff.units import ENERGY_UNITS
 
 
-def reference_energies_from_atoms(path: str | Path) -> dict[int, float]:
-    """Energies of isolated atoms, from a file with one atom per frame (extxyz with `energy`, in eV).
+def reference_energies_from_atoms(path: str | Path, *, energy_unit: str = "eV") -> dict[int, float]:
+    """Energies of isolated atoms, from a file with one atom per frame (extxyz with `energy`).
+
+    Args:
+        path: the file.
+        energy_unit: of the energies in it, a name in `units.ENERGY_UNITS`.
 
     Returns:
         Atomic number -> energy, eV, by atomic number.
@@ -27,9 +32,9 @@ def reference_energies_from_atoms(path: str | Path) -> dict[int, float]:
         if len(atoms) != 1:
             raise InputError(f"`path`: each frame must be one isolated atom, got {len(atoms)} atoms in {where}")
         results = atoms.calc.results if atoms.calc is not None else {}
-        energy = float(results.get("energy", np.nan))
+        energy = float(results.get("energy", np.nan)) * ENERGY_UNITS[energy_unit]
         if not np.isfinite(energy):
-            raise InputError(f"`path`: each isolated atom must have a finite `energy` in eV, got none in {where}")
+            raise InputError(f"`path`: each isolated atom must have a finite `energy`, got none in {where}")
         number = int(atoms.numbers[0])
         if energies.setdefault(number, energy) != energy:
             raise InputError(

@@ -21,6 +21,7 @@ class DataConfig(Section):
 
     Either one file `train` from which `n_train` + `n_valid` (+ `n_test`) frames are drawn with `seed`, or index files
     into it, or a file for each purpose. With `test` or `valid` as files, only the rest is drawn from `train`.
+    The units, where given, are those of all these files; `isolated_atoms` are in `energy_unit`, without it in eV.
     """
 
     train: Path
@@ -29,7 +30,7 @@ class DataConfig(Section):
     n_train: int | None = Field(default=None, ge=1)
     n_valid: int | None = Field(default=None, ge=1)
     n_test: int | None = Field(default=None, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     train_indices: Path | None = None
     valid_indices: Path | None = None
     test_indices: Path | None = None
@@ -75,7 +76,7 @@ class OptimizerConfig(Section):
     batch_size: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0.0)
     weight_decay: float = Field(default=1e-6, ge=0.0)
-    gradient_clip: float = Field(default=10.0, gt=0.0, description="largest norm of the gradient")
+    gradient_clip: float = Field(default=1.0, gt=0.0, description="largest norm of the gradient")
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0, description="exponential average of the weights, per step")
     schedule: Literal["plateau", "cosine"] = "plateau"
     plateau_patience: int = Field(default=25, ge=1, description="validations")
@@ -98,7 +99,7 @@ class RunConfig(Section):
     """Where and in what precision."""
 
     dtype: Literal["float32", "float64"] = "float32"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     accelerator: str = "auto"
     devices: int | str = "auto"
     strategy: str = "auto"

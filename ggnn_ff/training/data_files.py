@@ -1,27 +1,53 @@
-"""The frames that the data section of a configuration asks for."""
+"""The files that the data section of a configuration names: their frames, divided, and their hashes."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
+from ggnn_ff.data.reference_energies import (
+    check_reference_energies,
+    least_squares_reference_energies,
+    reference_energies_from_atoms,
+)
 from ggnn_ff.data.splits import Split, random_split, read_index_file, split_by_index
 from ggnn_ff.errors import InputError
 from ggnn_ff.training.config import DataConfig
 
 
-def load_split(config: DataConfig) -> Split:
-    """Reads the files and divides them; no frame is in two sets.
+def hash_files(config: DataConfig) -> dict[str, str]:
+    """SHA-256 of each file by its key, such as `data.train`.
 
     Raises:
-        InputError: what cannot be read, or does not say which frames train and which validate.
+        InputError: a file that cannot be read.
     """
-    frames = _read(config, config.train)
+    hashes = {}
+    for key, path in config:
+        if not isinstance(path, Path):
+            continue
+        try:
+            with open(path, "rb") as file:
+                hashes[f"data.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"`data.{key}` must be a file that can be read, got {path}: {error.strerror}") from error
+    return hashes
+
+
+def load_split(config: DataConfig) -> Split:
+    """Reads the files and divides their frames; no frame is in two sets.
+
+    Raises:
+        InputError: what cannot be read, by its key, or does not say which frames train and which validate.
+    """
+    frames = _read(config, "train", config.train)
     if config.train_indices is not None:
         return _by_index(config, frames)
-    valid = _read(config, config.valid) if config.valid is not None else None
-    test = _read(config, config.test) if config.test is not None else None
+    valid = _read(config, "valid", config.valid) if config.valid is not None else None
+    test = _read(config, "test", config.test) if config.test is not None else None
     n_valid = _count("valid", valid, config.n_valid)
     n_test = _count("test", test, config.n_test)
     if valid is None and n_valid == 0:
@@ -31,6 +57,20 @@ def load_split(config: DataConfig) -> Split:
     n_train = config.n_train if config.n_train is not None else len(frames) - n_valid - n_test
     drawn = [frames.select(rows) for rows in random_split(len(frames), n_train, n_valid, n_test, config.seed)]
     return Split(drawn[0], valid if valid is not None else drawn[1], test if test is not None else drawn[2])
+
+
+def load_reference_energies(config: DataConfig, frames: LabelledFrames) -> dict[int, float]:
+    """Atomic number -> energy (eV), of the isolated atoms if there is a file of them, else by least squares.
+
+    Raises:
+        InputError: a file that cannot be used, or lacks an element of `frames`.
+    """
+    if config.isolated_atoms is None:
+        return least_squares_reference_energies(frames)
+    with _named("isolated_atoms"):
+        energies = reference_energies_from_atoms(config.isolated_atoms, energy_unit=config.energy_unit or "eV")
+    check_reference_energies(energies, frames)
+    return energies
 
 
 def _count(name: str, given: LabelledFrames | None, number: int | None) -> int:
@@ -44,16 +84,42 @@ def _by_index(config: DataConfig, frames: LabelledFrames) -> Split:
         raise InputError(
             "`data.train_indices` needs `data.valid_indices`, and neither `data.valid` nor `data.n_train` beside it"
         )
-    test = read_index_file(config.test_indices) if config.test_indices is not None else np.empty(0, dtype=np.int64)
-    assert config.train_indices is not None
-    split = split_by_index(frames, read_index_file(config.train_indices), read_index_file(config.valid_indices), test)
-    return Split(split.train, split.valid, _read(config, config.test)) if config.test is not None else split
-
-
-def _read(config: DataConfig, path: Path) -> LabelledFrames:
-    return read_frames(
-        path,
-        energy_unit=config.energy_unit,
-        length_unit=config.length_unit,
-        level_of_theory=config.level_of_theory,
+    train, valid, test = (
+        _read_indices(name, path)
+        for name, path in (
+            ("train_indices", config.train_indices),
+            ("valid_indices", config.valid_indices),
+            ("test_indices", config.test_indices),
+        )
     )
+    split = split_by_index(frames, train, valid, test)
+    return Split(split.train, split.valid, _read(config, "test", config.test)) if config.test is not None else split
+
+
+def _read_indices(name: str, path: Path | None) -> np.ndarray:
+    if path is None:
+        return np.empty(0, dtype=np.int64)
+    with _named(name):
+        return read_index_file(path)
+
+
+def _read(config: DataConfig, name: str, path: Path) -> LabelledFrames:
+    with _named(name):
+        return read_frames(
+            path,
+            energy_unit=config.energy_unit,
+            length_unit=config.length_unit,
+            level_of_theory=config.level_of_theory,
+        )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Calls the arguments of a reader by their keys in the configuration, where it complains."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error).replace("`path`", f"`data.{name}`")
+        for unit in ("energy_unit", "length_unit"):
+            message = message.replace(f"`{unit}`", f"`data.{unit}`")
+        raise InputError(message) from error

@@ -1,12 +1,14 @@
 """Training from a configuration to a folder with a potential."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import lightning
 import numpy as np
 import torch
-import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
@@ -14,33 +16,29 @@ from torch.utils.data import DataLoader
 
 from ggnn_ff.contract import TrainingData
 from ggnn_ff.data.frames import LabelledFrames
-from ggnn_ff.data.reference_energies import (
-    check_reference_energies,
-    least_squares_reference_energies,
-    reference_energies_from_atoms,
-)
 from ggnn_ff.data.splits import Split
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import CONTRACT, DTYPES, make_contract, write_potential
-from ggnn_ff.files import write_atomically
+from ggnn_ff.export import DTYPES, make_contract, write_potential
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.models import architecture
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
 from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.data_files import load_reference_energies, load_split
 from ggnn_ff.training.evaluation import evaluate_frames
+from ggnn_ff.training.folder import check_folder, claim_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
-from ggnn_ff.training.split import load_split
 from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
 
 
 def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     """Trains, or goes on with an interrupted training, and writes the potential.
 
-    The folder `config.output` receives the configuration, logs (CSV, TensorBoard), checkpoints after each validation,
-    and at the end `weights.safetensors` and `potential.json` with the averaged weights of the best validation.
+    The folder `config.output` receives the configuration, the hashes of the data, logs (CSV, TensorBoard), checkpoints
+    after each validation, and at the end `weights.safetensors` and `potential.json` with the averaged weights of the
+    best validation.
 
     Args:
         config: what to train on, what, and how.
@@ -50,21 +48,27 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
         `config.output`.
 
     Raises:
-        InputError: data that cannot be used, or a folder that holds a run of another configuration.
+        InputError: data or devices that cannot be used, or a folder that holds a run of another configuration or on
+            other data.
     """
     split = load_split(config.data)
-    folder = config.output
-    _claim(folder, config)
     with torch_state_kept(config.run.seed, config.run.threads):
         potential, forces_rms = build_potential(config, split.train)
-        module = TrainingModule(potential, config, forces_rms)
-        best = train(module, config, split, progress=progress)
-        return _finish(potential, read_checkpoint(best)["state_dict"], config, split)
+        keep = KeepCheckpoints(config.output / "checkpoints")
+        trainer = make_trainer(config, keep, progress=progress)
+        _check_batches(config, len(split.train), trainer.world_size)
+        claimed = check_folder(config)
+        if trainer.is_global_zero:
+            claim_folder(claimed)
+        train(trainer, TrainingModule(potential, config, forces_rms), config, split, keep.last)
+        if trainer.is_global_zero:
+            _finish(potential, read_checkpoint(keep.best)["state_dict"], config, split)
+        trainer.strategy.barrier("the potential is written")
+        return config.output
 
 
-def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingConfig, split: Split) -> Path:
-    """Writes the durable form with the weights of a `TrainingModule`, and measured errors; returns the folder."""
-    folder = config.output
+def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingConfig, split: Split) -> None:
+    """Writes the durable form with the weights of a `TrainingModule`, and measured errors."""
     potential = potential.cpu()
     potential.load_state_dict({name.removeprefix("model.potential."): tensor for name, tensor in weights.items()})
     for parameter in potential.parameters():
@@ -88,8 +92,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
         ),
         test_errors=errors,
     )
-    write_potential(folder, potential, contract)
-    return folder
+    write_potential(config.output, potential, contract)
 
 
 def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Potential, float]:
@@ -104,11 +107,7 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
     forces_rms = float(np.sqrt((frames.forces**2).mean()))
     if not forces_rms > 0.0:
         raise InputError("the forces of the training frames must not all be zero; check the file's labels")
-    if config.data.isolated_atoms is not None:
-        reference = reference_energies_from_atoms(config.data.isolated_atoms)
-        check_reference_energies(reference, frames)
-    else:
-        reference = least_squares_reference_energies(frames)
+    reference = load_reference_energies(config.data, frames)
     potential.scale.fill_(forces_rms)
     for number, energy in reference.items():
         potential.shift[number] = energy
@@ -118,21 +117,20 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
     return potential, forces_rms
 
 
-def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progress: bool) -> Path:
-    """Runs Lightning; returns the checkpoint with the best validation loss."""
+def make_trainer(config: TrainingConfig, keep: KeepCheckpoints, *, progress: bool) -> lightning.Trainer:
+    """Lightning's trainer, on the device and with the strategy that `config.run` names.
+
+    Raises:
+        InputError: `run.accelerator`, `run.devices` or `run.strategy` do not exist here, or do not go together.
+    """
     settings, run = config.optimizer, config.run
-    train_set, valid_set = (GraphDataset(f, config.model.cutoff) for f in (split.train, split.valid))
-    batches = SeededBatches(len(train_set), settings.batch_size, run.seed)
-    train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
-    valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
-    keep = KeepCheckpoints(config.output / "checkpoints")
     callbacks: list[Callback] = [keep, EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay)]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStopping("valid_loss", patience=settings.early_stopping_patience))
     if progress:
         callbacks.append(TrainingProgress())
-    with quiet_lightning():
-        trainer = lightning.Trainer(
+    with quiet_lightning(), _devices_exist(config):
+        return lightning.Trainer(
             accelerator=run.accelerator,
             devices=run.devices,
             strategy=run.strategy,
@@ -153,28 +151,40 @@ def train(module: TrainingModule, config: TrainingConfig, split: Split, *, progr
             num_sanity_val_steps=0,
             deterministic=True,
         )
-        last = keep.last if keep.last.exists() else None
-        trainer.fit(module, train_loader, valid_loader, ckpt_path=last, weights_only=True)
+
+
+@contextmanager
+def _devices_exist(config: TrainingConfig) -> Iterator[None]:
+    """Says which keys are wrong where Lightning finds no such device or strategy."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+        keys = ("accelerator", "devices", "strategy")
+        blamed = [key for key in keys if key in str(error).lower()] or list(keys)
+        given = ", ".join(f"`run.{key}: {getattr(config.run, key)}`" for key in blamed)
+        raise InputError(
+            f"{given} cannot be used on this machine ({error}); correct it, or leave it out to let it be chosen"
+        ) from error
+
+
+def _check_batches(config: TrainingConfig, n_train: int, n_processes: int) -> None:
+    """Each process needs a batch of its own, or nothing is learnt."""
+    batch_size = config.optimizer.batch_size
+    if n_processes > 1 and n_train // batch_size < n_processes:
+        raise InputError(
+            f"`optimizer.batch_size` must leave a batch for each of the {n_processes} processes, got {n_train} "
+            f"training frames in batches of {batch_size}; lower it, or `run.devices`"
+        )
+
+
+def train(trainer: lightning.Trainer, module: TrainingModule, config: TrainingConfig, split: Split, last: Path) -> None:
+    """Runs Lightning, from the checkpoint `last` on if there is one."""
+    train_set, valid_set = (GraphDataset(f, config.model.cutoff) for f in (split.train, split.valid))
+    batches = SeededBatches(len(train_set), config.optimizer.batch_size, config.run.seed)
+    train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
+    valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
+    start = last if last.exists() else None
+    with quiet_lightning():
+        trainer.fit(module, train_loader, valid_loader, ckpt_path=start, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return keep.best
-
-
-def _claim(folder: Path, config: TrainingConfig) -> None:
-    """Writes the configuration, or makes sure that the one there is the same."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    path = folder / "config.yaml"
-    if path.exists() and yaml.safe_load(path.read_text(encoding="utf8")) != yaml.safe_load(text):
-        raise InputError(
-            f"`output` {folder} holds a run with another configuration ({path}); choose another folder, or delete it"
-        )
-    write_atomically(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf8")
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether `folder` holds a finished training."""
-    return (folder / CONTRACT).exists()
