@@ -12,13 +12,21 @@ With the radii of Cordero et al. (Dalton Trans. 2008, 2832; `ase.data.covalent_r
 bonded to 1.39 angstrom and a C-C pair to 1.98: room for a thermal stretch, well below the 1,3 distances.
 """
 
+LONGEST_DEVIATION: float = 0.5
+"""angstrom, of a bond from its reference length; a longer one is broken: arXiv 2210.07237, section 3."""
+
+# H, He, B to Ne, Si to Ar, Ge to Kr, Sb to Xe, At, Rn: the metalloids count as nonmetals
+_NONMETALS = [1, 2, *range(5, 11), *range(14, 19), *range(32, 37), *range(51, 55), 85, 86]
+_IS_METAL = ~np.isin(np.arange(len(chemical_symbols)), [0, *_NONMETALS])
+
 _DENSE_LIMIT = 500  # atoms; above, a cell list is faster than all pairs and needs far less memory
 
 
 def bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Pairs of atoms closer than `BOND_FACTOR` times the sum of their covalent radii.
 
-    A bond between an atom and a periodic image of itself is not counted.
+    A bond between an atom and a periodic image of itself is not counted, and none between two metals: their atoms
+    change neighbours without anything having broken.
 
     Args:
         numbers: (N,) atomic numbers.
@@ -34,10 +42,14 @@ def bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.
         vectors = positions[:, None, :] - positions[None, :, :]
         squares = np.einsum("ijk,ijk->ij", vectors, vectors)
         bonded = squares < np.add.outer(radii, radii) ** 2
-        return np.argwhere(np.triu(bonded, k=1))
+        return _not_metallic(np.argwhere(np.triu(bonded, k=1)), numbers)
     first, second = primitive_neighbor_list("ij", pbc, np.asarray(cell, dtype=np.float64), positions, radii)
     pairs = np.stack([first, second], axis=1)
-    return np.unique(pairs[first < second], axis=0).astype(np.int64).reshape(-1, 2)
+    return _not_metallic(np.unique(pairs[first < second], axis=0).astype(np.int64).reshape(-1, 2), numbers)
+
+
+def _not_metallic(pairs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return pairs[~_IS_METAL[numbers[pairs]].all(axis=1)]
 
 
 def bond_lengths(positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -19,11 +19,14 @@ console = Console()
 EXTRAS = {  # module that an extra brings -> its name
     "lightning": "train",
     "yaml": "train",
+    "tensorboard": "train",
     "openmm": "openmm",
     "openmmtorch": "openmm",
     "tblite": "sample",
     "matplotlib": "analysis",
     "mdtraj": "analysis",
+    "tables": "analysis",
+    "rdkit": "smiles",
 }
 
 
@@ -36,7 +39,10 @@ def main() -> None:
         if extra is None:
             raise
         _fail(f"this command needs {error.name}; install it with: pip install 'ggnn-ff[{extra}]'")
-    except (InputError, UnstableDynamics, OSError, ImportError) as error:
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}{error.strerror or error}")
+    except (InputError, UnstableDynamics, ImportError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on")
@@ -181,6 +187,8 @@ def md(
     from ggnn_ff.dynamics.settings import make_settings
     from ggnn_ff.export import load_potential
 
+    if host == "openmm" and device != "cpu":
+        raise InputError(f"`device` must be cpu for host 'openmm', got {device!r}; leave it out, or use host 'ase'")
     settings = make_settings(
         ensemble=ensemble,
         temperature=temperature,
@@ -211,7 +219,10 @@ def check(
         typer.Option("-o", "--output", help="folder for check.json and check.png [default: beside it]"),
     ] = None,
 ) -> None:
-    """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails."""
+    """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails.
+
+    When no verdict fails, but the energy drift of an NVE run could not be judged, the check is inconclusive: status 0.
+    """
     from ggnn_ff.stability.report import check_trajectory
     from ggnn_ff.stability.show import report_table, write_report
 
@@ -224,12 +235,10 @@ def check(
         drift_threshold=drift_threshold,
     )
     folder = output or (trajectory if trajectory.is_dir() else trajectory.parent)
-    write_report(report, folder)
     console.print(report_table(report))
-    console.print(
-        f"{'passed' if report.passed else 'FAILED'}; details in {folder / 'check.json'} and check.png",
-        soft_wrap=True,
-    )
+    console.print(report.summary, soft_wrap=True)
+    write_report(report, folder)  # after the table, since the picture needs matplotlib
+    console.print(f"details in {folder / 'check.json'} and check.png", soft_wrap=True, markup=False)
     if not report.passed:
         sys.exit(1)
 

@@ -16,11 +16,13 @@ from ase.io.trajectory import Trajectory as AseTrajectory
 from ase.md.verlet import VelocityVerlet
 from rich.console import Console
 
+from ggnn_ff.bonds import bonds
+from ggnn_ff.dynamics.layout import ENERGY_COLUMNS
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability import plots
 from ggnn_ff.stability.report import check_trajectory
 from ggnn_ff.stability.show import report_table, write_report
-from ggnn_ff.stability.trajectory import ENERGY_COLUMNS, read_trajectory
+from ggnn_ff.stability.trajectory import read_trajectory
 from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD, Verdict
 
 TIMESTEP_FS = 0.5
@@ -107,6 +109,58 @@ def test_conservative_run_passes_every_verdict(run):
     assert judged == ["energy drift", "linear momentum", "angular momentum", "largest bond deviation"]
     assert abs(verdict(report, "energy drift").value) < DRIFT_THRESHOLD
     assert 0 < verdict(report, "energy fluctuation / kinetic").value < 0.1
+
+
+def set_status(run, **values):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, **values}))
+
+
+def test_stopped_run_fails_although_what_it_wrote_is_in_order(run, tmp_path):
+    status = "stopped: positions, forces or energy are not finite by step 401"
+    set_status(run, status=status, steps=1000, steps_done=400)
+    report = check_trajectory(run)
+    assert not report.passed
+    assert report.summary == "FAILED, 5 of 5 checks judged"
+    assert [v.name for v in report.verdicts if v.passed is False] == ["run completed"]
+    assert verdict(report, "run completed").explanation == status
+    assert not report.trajectory.notes
+    write_report(report, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["passed"] is False
+
+
+def test_unfinished_run_is_noted_and_complete_one_is_not(run):
+    set_status(run, status="running", steps=1000, steps_done=380)
+    report = check_trajectory(run)
+    assert report.passed
+    assert report.trajectory.notes == ("the run is not complete: 380 of 1000 steps at last count",)
+    set_status(run, status="complete", steps=400, steps_done=400)
+    assert not check_trajectory(run).trajectory.notes
+
+
+def test_summary_says_on_what_it_rests(frames, run, tmp_path):
+    assert check_trajectory(run).summary == "passed, 4 of 4 checks judged"
+    ase.io.write(tmp_path / "one.xyz", molecule("H2O"))
+    one = check_trajectory(tmp_path / "one.xyz")
+    assert one.summary == "inconclusive: 0 of 4 checks judged, the energy drift not among them; the table says why"
+    assert "one frame has nothing to be compared with" in verdict(one, "largest bond deviation").explanation
+    short = check_trajectory(write_run(tmp_path / "short", frames[:9]))
+    assert short.summary.startswith("inconclusive: 3 of 4 checks judged")
+    bath = check_trajectory(write_run(tmp_path / "bath", frames, ensemble="langevin"))
+    assert bath.summary == "passed, 1 of 4 checks judged"
+
+
+def test_metals_may_diffuse_but_ligands_may_not(tmp_path):
+    """Neighbours in a metal are not bonds; those of a metal to carbon or chlorine are."""
+    metal = bulk("Cu", cubic=True) * (2, 2, 2)
+    metal.symbols[::3] = "Ni"
+    assert len(bonds(metal.numbers, metal.positions, metal.cell.array, metal.pbc)) == 0
+    cluster = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])
+    assert len(bonds(cluster.numbers, cluster.positions, cluster.cell.array, cluster.pbc)) == 0
+    mixed = Atoms("CuCuCCl", [[0, 0, 0], [0, 0, 2.2], [0, 0, -1.9], [0, 0, 4.3]])
+    assert bonds(mixed.numbers, mixed.positions, mixed.cell.array, mixed.pbc).tolist() == [[0, 2], [1, 3]]
+    silicon = bulk("Si", cubic=True)
+    assert len(bonds(silicon.numbers, silicon.positions, silicon.cell.array, silicon.pbc)) == 16
 
 
 def test_force_that_is_no_gradient_fails(tmp_path):

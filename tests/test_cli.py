@@ -1,7 +1,9 @@
 """The command line: what a user sees."""
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,58 @@ def test_check_fails_with_status_1_when_a_verdict_fails(
             assert stop.value.code == code
     assert (folder / "check.json").exists()
     assert (folder / "check.png").stat().st_size > 10_000
+
+
+def test_check_shows_its_table_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    molecule("H2O").write(tmp_path / "one.xyz")
+    run_quietly(monkeypatch, "check", str(tmp_path / "one.xyz"))
+    assert "inconclusive: 0 of 4 checks judged" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "check", str(tmp_path / "one.xyz"))
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert "energy drift" in shown.out
+    assert "inconclusive" in shown.out
+    assert "ggnn-ff[analysis]" in shown.err
+
+
+def test_every_module_of_an_extra_is_known() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    modules = {"pyyaml": "yaml"}
+    for extra, requirements in project["optional-dependencies"].items():
+        for requirement in requirements:
+            name = re.match(r"[a-z-]+", requirement).group()
+            if name not in ("ggnn-ff", "torch"):
+                assert cli.EXTRAS[modules.get(name, name)] == extra
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((28, "could not write a.csv: No space left on device"), "could not write a.csv: No space left on device"),
+        ((13, "Permission denied", "a.csv"), "a.csv: Permission denied"),
+        (("plain",), "plain"),
+    ],
+)
+def test_errors_of_the_system_are_told_without_their_number(
+    arguments: tuple, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(*arguments)
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert failure(monkeypatch, capsys) == f"ggnn-ff: error: {message}\n"
+
+
+def test_openmm_on_another_device_is_refused(
+    potential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("-o", str(tmp_path / "md"), "--temperature", "300", "--host", "openmm", "--device", "cuda")
+    message = failure(monkeypatch, capsys, "md", potential, "ethanol", *options)
+    assert "`device` must be cpu for host 'openmm', got 'cuda'" in message
 
 
 def run_quietly(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

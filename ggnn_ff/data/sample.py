@@ -13,7 +13,7 @@ from ase.optimize import BFGS
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ggnn_ff.bonds import bond_lengths, bond_name, bonds
+from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
 from ggnn_ff.data.engines import ENGINES, check_electrons, engine_calculator, engine_version, one_thread
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.journal import Journal, Record, check_same_settings
@@ -22,7 +22,6 @@ from ggnn_ff.data.structures import find_structure
 from ggnn_ff.data.write import write_extxyz, write_md17_npz
 from ggnn_ff.errors import InputError
 
-_BROKEN = 0.5  # angstrom by which a bond is longer than in the relaxed structure, arXiv 2210.07237
 _RELAXED = 0.02  # eV/angstrom, largest force in the relaxed structure
 _RELAX_STEPS = 1000
 
@@ -202,7 +201,7 @@ def _check_whole(atoms: Atoms, relaxed: np.ndarray, index: int) -> None:
     stretch = bond_lengths(atoms.positions, pairs, cell, pbc) - bond_lengths(relaxed, pairs, cell, pbc)
     if not np.isfinite(atoms.positions).all():
         raise _StoppedError(f"the positions became infinite on the way to frame {index}")
-    held = np.concatenate([pairs[stretch <= _BROKEN], bonds(atoms.numbers, atoms.positions, cell, pbc)])
+    held = np.concatenate([pairs[stretch <= LONGEST_DEVIATION], bonds(atoms.numbers, atoms.positions, cell, pbc)])
     if _n_parts(held, len(atoms)) > _n_parts(pairs, len(atoms)):
         worst = int(stretch.argmax())
         raise _StoppedError(

@@ -40,6 +40,7 @@ class Trajectory:
         momenta: (T, N, 3) float64, in ASE's unit (dalton^(1/2) eV^(1/2)), or None.
         energies: or None if the file has none.
         ensemble: "nve", "langevin", or None if the file does not say.
+        stopped: why the run that wrote it was stopped, or None if it was not or nobody says.
         notes: what was left out while reading and why, for people.
     """
 
@@ -53,6 +54,7 @@ class Trajectory:
     momenta: np.ndarray | None = None
     energies: Energies | None = None
     ensemble: str | None = None
+    stopped: str | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

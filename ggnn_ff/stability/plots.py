@@ -178,8 +178,7 @@ def plot_check(report: Report) -> "Figure":
     )
     _draw_bonds(panels[1, 1], report)
     panels[1, 0].set_title("distances between all atoms", loc="left", fontsize=10)
-    outcome = "no verdict failed" if report.passed else "FAILED"
-    figure.suptitle(f"{Path(trajectory.source).name}: {outcome}", fontsize=12)
+    figure.suptitle(f"{Path(trajectory.source).name}: {report.summary}", fontsize=12)
     return figure
 
 

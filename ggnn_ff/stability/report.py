@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.structure import (
     BondDeviations,
@@ -15,10 +16,10 @@ from ggnn_ff.stability.structure import (
 )
 from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
 from ggnn_ff.stability.verdicts import (
-    BOND_THRESHOLD,
     DRIFT_THRESHOLD,
     Verdict,
     bond_verdict,
+    completion_verdicts,
     energy_verdicts,
     momentum_verdicts,
 )
@@ -51,6 +52,21 @@ class Report:
         """Whether no verdict failed."""
         return all(verdict.passed is not False for verdict in self.verdicts)
 
+    @property
+    def summary(self) -> str:
+        """FAILED, inconclusive or passed, and on how many checks that rests.
+
+        Inconclusive is what fails nothing but leaves everything, or at constant energy the drift, without a verdict.
+        """
+        checks = [verdict for verdict in self.verdicts if verdict.threshold is not None or verdict.passed is not None]
+        judged = [verdict.name for verdict in checks if verdict.passed is not None]
+        counted = f"{len(judged)} of {len(checks)} checks judged"
+        if not self.passed:
+            return f"FAILED, {counted}"
+        if not judged or (self.trajectory.ensemble in (None, "nve") and "energy drift" not in judged):
+            return f"inconclusive: {counted}, the energy drift not among them; the table says why"
+        return f"passed, {counted}"
+
     def to_dict(self) -> dict[str, Any]:
         """The figures and verdicts in plain types for JSON; without the series that the plots show."""
         trajectory, bonds = self.trajectory, self.bonds
@@ -64,6 +80,7 @@ class Report:
             "ensemble": trajectory.ensemble,
             "notes": list(trajectory.notes),
             "passed": self.passed,
+            "summary": self.summary,
             "first_broken_bond": None
             if bonds.first_frame is None
             else {
@@ -138,12 +155,13 @@ def check(
         trajectory.positions,
         trajectory.cell,
         trajectory.pbc,
-        threshold=BOND_THRESHOLD,
+        threshold=LONGEST_DEVIATION,
         reference=None if reference is None else (reference.positions, reference.cell),
     )
     distances, distribution, stride = _distribution(trajectory)
     expected = None if reference is None else _distribution(reference)[1]
     verdicts = [
+        *completion_verdicts(trajectory),
         *energy_verdicts(trajectory, drift_threshold),
         *momentum_verdicts(trajectory),
         bond_verdict(trajectory, bonds, reference is not None),

@@ -9,14 +9,12 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
+from ggnn_ff.dynamics.layout import COMPLETE, ENERGY_COLUMNS, STOPPED
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.frames import Energies, Trajectory
 from ggnn_ff.stability.mdtraj_files import MDTRAJ_SUFFIXES, read_mdtraj
 
-__all__ = ["ENERGY_COLUMNS", "Energies", "Trajectory", "read_trajectory"]
-
-ENERGY_COLUMNS = ["step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K"]
-"""Header of a run folder's `energies.csv`."""
+__all__ = ["Energies", "Trajectory", "read_trajectory"]
 
 
 def read_trajectory(
@@ -68,10 +66,14 @@ def _read_run_folder(folder: Path) -> Trajectory:
     try:
         run = json.loads((folder / "run.json").read_text())
         ensemble, n_atoms = str(run["ensemble"]), int(run["n_atoms"])
+        status = str(run.get("status", COMPLETE))  # folders of other programs need not say
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'run.json'} must be JSON with `ensemble` and `n_atoms` ({error!r}); run `ggnn-ff md` again"
         ) from None
+    stopped = status if status.startswith(STOPPED) else None
+    if stopped is not None and (folder / "trajectory.xyz").stat().st_size == 0:
+        raise InputError(f"{folder} has no frame to check: the run was {stopped}")
     frames = _read_with_ase(folder / "trajectory.xyz")
     if len(frames.numbers) != n_atoms:
         raise InputError(
@@ -79,7 +81,10 @@ def _read_run_folder(folder: Path) -> Trajectory:
             "these files are not from one run"
         )
     energies, notes = _read_energies(folder / "energies.csv")
-    return replace(frames, source=str(folder), energies=energies, ensemble=ensemble, notes=frames.notes + notes)
+    if stopped is None and status != COMPLETE:
+        notes += (f"the run is not complete: {run.get('steps_done')} of {run.get('steps')} steps at last count",)
+    notes = frames.notes + notes
+    return replace(frames, source=str(folder), energies=energies, ensemble=ensemble, stopped=stopped, notes=notes)
 
 
 def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:

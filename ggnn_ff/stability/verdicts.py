@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.stability.conservation import (
     LEAST_ROWS,
     EnergyConservation,
@@ -20,9 +21,6 @@ from one that is not. It is the default for potentials of any origin."""
 
 SHIPPED_DRIFT_THRESHOLD: float = 0.01
 """meV/atom/ps over 100 ps: what the potentials that come with ggnn-ff must keep."""
-
-BOND_THRESHOLD: float = 0.5
-"""angstrom, deviation of a bond from its reference mean: the collapse criterion of arXiv 2210.07237."""
 
 MOMENTUM_THRESHOLD: float = 1e-3
 """Change of the total momentum over the sum of the atoms' momenta, linear and angular. Chosen here: far above
@@ -67,6 +65,13 @@ def _not_conserved(ensemble: str | None) -> str | None:
     if ensemble in (None, "nve"):
         return None
     return f"not applicable: the thermostat of a {ensemble} run exchanges energy and momentum with the system"
+
+
+def completion_verdicts(trajectory: Trajectory) -> list[Verdict]:
+    """A failed verdict for a run that was stopped; none for others."""
+    if trajectory.stopped is None:
+        return []
+    return [Verdict("run completed", None, "", None, False, trajectory.stopped)]
 
 
 def energy_verdicts(trajectory: Trajectory, threshold: float) -> list[Verdict]:
@@ -155,12 +160,15 @@ def bond_verdict(trajectory: Trajectory, bonds: BondDeviations, has_reference: b
     """Whether all bonds kept their lengths, and the first that did not."""
     name, unit = "largest bond deviation", "angstrom"
     if not bonds.names:
-        return Verdict(name, None, unit, BOND_THRESHOLD, None, "not applicable: no bonds in the first frame")
+        return Verdict(name, None, unit, LONGEST_DEVIATION, None, "not applicable: no bonds in the first frame")
+    if len(trajectory) == 1 and not has_reference:
+        text = "not measured: one frame has nothing to be compared with; give more frames or a reference"
+        return Verdict(name, None, unit, LONGEST_DEVIATION, None, text)
     origin = "its mean in the reference" if has_reference else "its length in the first frame"
     value = float(bonds.largest.max())
     if bonds.first_frame is None:
         text = f"{bonds.worst}, against {origin}; criterion of arXiv 2210.07237"
-        return Verdict(name, value, unit, BOND_THRESHOLD, True, text)
+        return Verdict(name, value, unit, LONGEST_DEVIATION, True, text)
     when = f"frame {bonds.first_frame}"
     if trajectory.times_fs is not None:
         when += f", {trajectory.times_fs[bonds.first_frame] / 1000.0:.4g} ps"
@@ -168,4 +176,4 @@ def bond_verdict(trajectory: Trajectory, bonds: BondDeviations, has_reference: b
         f"{bonds.broken} is the first to deviate: {bonds.broken_length:.3f} angstrom at {when}, against "
         f"{bonds.broken_reference:.3f}, {origin} (atoms and frames from 0; arXiv 2210.07237)"
     )
-    return Verdict(name, value, unit, BOND_THRESHOLD, False, text)
+    return Verdict(name, value, unit, LONGEST_DEVIATION, False, text)
