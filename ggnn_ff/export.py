@@ -183,6 +183,9 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
         InputError: `folder` holds no complete potential, or TorchScript computes it differently; nothing is written.
         OSError: the file cannot be written; an older one is unchanged.
     """
+    if not folder.is_dir():
+        came = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"`run` must be the folder of a training, got {folder}, which {came}; give that folder")
     eager = _load_durable(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
@@ -197,7 +200,12 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
 def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | None = None) -> LoadedPotential:
     """Loads a shipped potential by name, a TorchScript file, or a folder with the durable form.
 
-    Each load evaluates the example of the contract and compares, so that a wrong or damaged copy is found at once.
+    Each load evaluates the example of the contract and compares, so that a wrong or damaged copy is found at once: on
+    the CPU in the dtype of training, and again on the device and in the dtype asked for where those are others.
+
+    A TorchScript file is a program that torch runs: it is refused if it is no potential, but what it runs is not
+    confined. Take potentials from people you do not know as a folder (`weights.safetensors`, `potential.json`), which
+    holds numbers and text only, and export the `.pt` yourself.
 
     Args:
         name_or_path: such as "ethanol-pbe", "potential.pt" or a training run.
@@ -205,7 +213,7 @@ def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | N
         dtype: "float32" or "float64" to compute in; by default what it was trained in.
 
     Raises:
-        InputError: no such potential, not a potential, damaged, or an unknown device or dtype.
+        InputError: no such potential, not a potential, damaged, computed wrongly, or an unknown device or dtype.
     """
     path = _find(name_or_path)
     if dtype is not None and dtype not in DTYPES:
@@ -219,7 +227,10 @@ def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | N
         raise InputError(f"`device` must be usable by torch, got {device!r}: {str(error).splitlines()[0]}") from error
     if dtype is not None:
         set_dtype(loaded.module.potential, DTYPES[dtype])  # type: ignore[arg-type]
-    return LoadedPotential(loaded.module, loaded.contract, loaded.source, dtype or loaded.dtype, target)
+    handed_out = replace(loaded, dtype=dtype or loaded.dtype, device=target)
+    if (handed_out.dtype, handed_out.device) != (loaded.dtype, loaded.device):
+        _verify(handed_out)
+    return handed_out
 
 
 def shipped_potentials() -> dict[str, Path]:
@@ -296,10 +307,11 @@ def _verify(loaded: LoadedPotential) -> None:
         ) from error
     energy_error = abs(float(answer.energy[0]) - example.energy)
     forces_error = float(np.abs(answer.forces.numpy() - np.array(example.forces)).max())
-    energy_limit, forces_limit = TOLERANCE[loaded.dtype]
+    coarser = "float32" if "float32" in (loaded.dtype, loaded.contract.dtype) else "float64"  # the stored answer's too
+    energy_limit, forces_limit = TOLERANCE[coarser]
     if not (energy_error <= energy_limit and forces_error <= forces_limit):
         raise InputError(
-            f"{loaded.source} does not reproduce the example in its contract (energy off by "
-            f"{energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch "
+            f"{loaded.source} does not reproduce the example in its contract, in {loaded.dtype} on {loaded.device} "
+            f"(energy off by {energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch "
             f"{torch.__version__} computes it wrongly"
         )

@@ -1,7 +1,7 @@
 """Writing files so that a kill or a full disk never leaves half a file under the final name."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,15 +25,12 @@ def write_together(writers: dict[Path, Callable[[Path], None]]) -> None:
     try:
         for path, write in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-            os.close(handle)
-            staged[path] = Path(name)
+            temporary = path.parent / f".{path.stem}-{secrets.token_hex(8)}{path.suffix}"
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes
+            staged[path] = temporary
             write(staged[path])
             with open(staged[path], "rb+") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            staged[path].chmod(0o666 & ~umask)
         for path, temporary in staged.items():
             temporary.replace(path)
     except OSError as error:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ggnn_ff.errors import InputError
 
+N_ELEMENTS = 119  # rows of a table that is indexed by atomic number
+
 
 class Structure(NamedTuple):
     """S atomic structures with N atoms in all, before a neighbour list exists."""
@@ -50,7 +52,7 @@ def edge_vectors(positions: Tensor, cell: Tensor, edge_index: Tensor, shifts: Te
 
 
 def from_atoms(atoms: Atoms) -> Structure:
-    """One structure from ASE, checked.
+    """One structure from ASE, checked; a cell that is periodic in no direction is only a box, and becomes zeros.
 
     Raises:
         InputError: no atoms, positions or cell that are not finite, a ghost atom (number 0), or a periodic
@@ -80,6 +82,8 @@ def from_atoms(atoms: Atoms) -> Structure:
         cell = np.asarray(atoms.cell.complete().array, dtype=np.float64)
         if abs(np.linalg.det(cell)) < 1e-8:
             raise InputError(f"`atoms.cell` must span a volume, got linearly dependent vectors {cell.tolist()}")
+    else:
+        cell = np.zeros((3, 3))
     return Structure(
         positions=torch.from_numpy(positions.copy()),
         numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),

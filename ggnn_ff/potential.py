@@ -4,9 +4,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from ggnn_ff.graph import Graph
+from ggnn_ff.graph import N_ELEMENTS, Graph
 from ggnn_ff.models import architecture
-from ggnn_ff.models.painn import N_ELEMENTS
 
 
 class Potential(nn.Module):

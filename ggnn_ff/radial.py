@@ -17,6 +17,7 @@ class BesselBasis(nn.Module):
     def __init__(self, n_radial: int, cutoff: float) -> None:
         super().__init__()
         frequencies = torch.arange(1, n_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
+        # Rounded also for float64, so that a potential is the same function in both precisions.
         self.register_buffer("frequencies", frequencies.to(torch.float32), persistent=False)
         self.prefactor = math.sqrt(2.0 / cutoff)
 

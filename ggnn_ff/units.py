@@ -13,7 +13,6 @@ ANGSTROM_PER_BOHR: float = units.Bohr
 ANGSTROM_PER_NANOMETER: float = units.nm
 KELVIN_TO_EV: float = units.kB
 FEMTOSECOND: float = units.fs  # one femtosecond in ASE's own unit of time
-EV_PER_ANGSTROM3_TO_GIGAPASCAL: float = 1.0 / units.GPa
 
 ENERGY_UNITS: dict[str, float] = {  # name -> eV per unit
     "eV": 1.0,

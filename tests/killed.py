@@ -76,8 +76,8 @@ def md_killed_at(step, potential, atoms, folder, settings):
         potential = load_potential(**potential)
     log, checkpoint, count = RunFiles.log, RunFiles.checkpoint, [0]
 
-    def deadly(files, now, *arguments):
-        log(files, now, *arguments)
+    def deadly(files, now, *arguments, **keywords):
+        log(files, now, *arguments, **keywords)
         if now == step:
             files.energies.flush()
             files.frames.flush()

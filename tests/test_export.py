@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -23,7 +24,7 @@ from ggnn_ff.export import CONTRACT, WEIGHTS, export_torchscript, load_potential
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
-from ggnn_ff.potential import Potential
+from ggnn_ff.potential import Potential, set_dtype
 
 
 def frame():
@@ -332,6 +333,25 @@ def test_unusable_device_is_refused(potential_folder, device):
         load_potential(potential_folder, device=device)
 
 
+@pytest.mark.parametrize(("name", "came"), [("nope", "does not exist"), ("potential.pt", "is a file")])
+def test_export_of_what_is_no_folder_says_so(potential_file, tmp_path, name, came):
+    shutil.copy(potential_file, tmp_path / "potential.pt")
+    with pytest.raises(InputError, match=rf"must be the folder of a training, got .*{name}, which {came}; give that"):
+        export_torchscript(tmp_path / name, tmp_path / "new.pt")
+    assert names(tmp_path) == {"potential.pt"}
+
+
+def test_a_potential_is_checked_in_the_dtype_it_is_handed_out_in(potential_folder, monkeypatch):
+    def wrong(potential, dtype):
+        set_dtype(potential, dtype)
+        potential.shift += 0.001
+
+    monkeypatch.setattr(export, "set_dtype", wrong)
+    assert load_potential(potential_folder).dtype == "float32"
+    with pytest.raises(InputError, match=r"does not reproduce the example in its contract, in float64 on cpu \("):
+        load_potential(potential_folder, dtype="float64")
+
+
 # --- what a failure leaves ----------------------------------------------------------------------------------------
 
 
@@ -390,6 +410,24 @@ def test_file_too_large_leaves_the_older_potential(copy, action):
     assert "File too large; what was there before is unchanged" in done.stdout
     assert content(copy) == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def test_files_have_the_mode_that_the_umask_leaves(potential_folder, tmp_path):
+    loaded = load_potential(potential_folder)
+    before = os.umask(0o027)
+    try:
+        write_potential(tmp_path / "new", loaded.module.potential, loaded.contract)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == {0o640}
+
+
+def test_writing_leaves_the_umask_of_the_process_alone(potential_folder, tmp_path, monkeypatch):
+    loaded = load_potential(potential_folder)
+    calls = []
+    monkeypatch.setattr(os, "umask", calls.append)  # other threads would make files in between
+    write_potential(tmp_path / "new", loaded.module.potential, loaded.contract)
+    assert not calls
 
 
 def test_a_disagreeing_torchscript_form_is_not_written(copy, monkeypatch, tmp_path):

@@ -46,6 +46,11 @@ def test_missing_cell_vectors_of_open_directions_are_completed():
     assert abs(float(torch.linalg.det(cell))) > 1.0
 
 
+def test_a_cell_without_a_periodic_direction_is_only_a_box():
+    atoms = molecule("H2O", cell=[[5.0, 0.0, 0.0], [1.0, 6.0, 0.0], [0.0, 0.0, 7.0]], pbc=False)
+    assert torch.equal(from_atoms(atoms).cell, torch.zeros(1, 3, 3, dtype=torch.float64))
+
+
 def test_edge_vectors_point_from_centre_to_the_image_of_the_neighbour():
     positions = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     cell = torch.stack([torch.eye(3), torch.tensor([[3.0, 1.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 5.0]])])

@@ -16,8 +16,6 @@ from ggnn_ff.data.splits import (
     random_split,
     read_index_file,
     split_by_index,
-    split_frames,
-    split_off_valid,
 )
 from ggnn_ff.errors import InputError
 
@@ -57,18 +55,6 @@ def test_random_split_is_disjoint_and_depends_on_the_seed_alone():
 def test_impossible_split_is_refused(arguments: tuple[int, int, int, int, int], message: str):
     with pytest.raises(InputError, match=message):
         random_split(*arguments)
-
-
-def test_split_frames_and_split_off_valid_keep_every_frame_once():
-    frames = random_frames(20)
-    split = split_frames(frames, 10, 4, 6, seed=1)
-    energies = np.concatenate([split.train.energy, split.valid.energy, split.test.energy])
-    assert sorted(energies.tolist()) == frames.energy.tolist()
-    train, valid = split_off_valid(frames, 5, seed=1)
-    assert (len(train), len(valid)) == (15, 5)
-    assert sorted(np.concatenate([train.energy, valid.energy]).tolist()) == frames.energy.tolist()
-    with pytest.raises(InputError, match="`n_train` must be at least 1"):
-        split_off_valid(frames, 20, seed=1)
 
 
 def test_index_files_choose_frames(tmp_path: Path):
@@ -134,6 +120,6 @@ def test_duplicates_among_frames_of_different_size():
 
 def test_customary_rmd17_split_has_no_duplicates():
     frames = read_frames(shared_data("rmd17_ethanol", "train.xyz"))
-    train, valid = split_off_valid(frames, 50, seed=0)
-    split = Split(train, valid, read_frames(shared_data("rmd17_ethanol", "test.xyz")))
+    train, valid, _ = random_split(len(frames), 950, 50, 0, seed=0)
+    split = Split(frames.select(train), frames.select(valid), read_frames(shared_data("rmd17_ethanol", "test.xyz")))
     assert (len(split.train), len(split.valid), len(split.test)) == (950, 50, 1000)

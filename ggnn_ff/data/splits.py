@@ -68,12 +68,6 @@ def random_split(
     return order[:n_train], order[n_train : n_train + n_valid], order[n_train + n_valid : asked]
 
 
-def split_frames(frames: LabelledFrames, n_train: int, n_valid: int, n_test: int, seed: int) -> Split:
-    """One file's frames at random into three sets; arguments and errors as for `random_split` and `Split`."""
-    train, valid, test = random_split(len(frames), n_train, n_valid, n_test, seed)
-    return Split(frames.select(train), frames.select(valid), frames.select(test))
-
-
 def split_by_index(frames: LabelledFrames, train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> Split:
     """One file's frames into the sets that index arrays name (int64, counted from 0).
 
@@ -96,15 +90,6 @@ def split_by_index(frames: LabelledFrames, train: np.ndarray, valid: np.ndarray,
                 f"({len(common)} in all); use index files of the same split"
             )
     return Split(frames.select(train), frames.select(valid), frames.select(test))
-
-
-def split_off_valid(frames: LabelledFrames, n_valid: int, seed: int) -> tuple[LabelledFrames, LabelledFrames]:
-    """A training file's frames at random into training (the rest) and validation (`n_valid`).
-
-    The customary protocol for rMD17 is `split_off_valid(frames, 50, seed)` on 1000 training frames.
-    """
-    train, valid, _ = random_split(len(frames), len(frames) - n_valid, n_valid, 0, seed)
-    return frames.select(train), frames.select(valid)
 
 
 def read_index_file(path: str | Path) -> np.ndarray:

@@ -31,7 +31,11 @@ class Engine(Protocol):
         """All that is needed to go on exactly from here."""
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes back to a saved state."""
+        """Goes back to a saved state.
+
+        Raises:
+            ValueError, KeyError: this is not a state of this engine and system.
+        """
 
 
 class ASEEngine:
@@ -92,12 +96,13 @@ class OpenMMEngine:
 
         self.unit, self.failure = unit, openmm.OpenMMException
         self.masses = atoms.get_masses()
+        topology = make_topology(atoms)
         system = openmm.System()
         for mass in self.masses:
             system.addParticle(float(mass))
         if atoms.pbc.all():
             system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / ANGSTROM_PER_NANOMETER))
-        system.addForce(openmm_force(potential, make_topology(atoms), backend=settings.backend))
+        system.addForce(openmm_force(potential, topology, backend=settings.backend))
         timestep = settings.timestep * unit.femtosecond
         if settings.ensemble == "nve":
             integrator = velocity_verlet(timestep)
@@ -134,7 +139,10 @@ class OpenMMEngine:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Goes back to a saved state."""
-        self.context.loadCheckpoint(state["checkpoint"].tobytes())
+        try:
+            self.context.loadCheckpoint(state["checkpoint"].tobytes())
+        except self.failure as error:
+            raise ValueError(str(error)) from error
 
 
 def velocity_verlet(timestep: Any) -> Any:

@@ -10,18 +10,17 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ggnn_ff.bonds import bond_lengths, bonds
+from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
 from ggnn_ff.contract import check_elements
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
+from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
+from ggnn_ff.dynamics.start import first_state
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
-from ggnn_ff.graph import from_atoms
 from ggnn_ff.hosts.ase import GGNNCalculator
-from ggnn_ff.units import KELVIN_TO_EV
 
-LONGEST_DEVIATION = 0.5  # angstrom, of a bond from its first length: arXiv 2210.07237, section 3
 NOT_FINITE = (
     "positions, forces or energy are not finite by step {step}; the last good frame is in last_good.xyz. Use a shorter "
     "time step, or train on more structures of this kind"
@@ -34,11 +33,12 @@ class MDResult:
 
     Attributes:
         folder: with `energies.csv`, `trajectory.xyz` and `run.json`.
-        milliseconds_per_step: median over the intervals between logged steps of this call; NaN if nothing was left.
+        milliseconds_per_step: median over the intervals between logged steps of the last call that took any; None if
+            it is not known.
     """
 
     folder: Path
-    milliseconds_per_step: float
+    milliseconds_per_step: float | None
 
 
 def run_md(
@@ -51,11 +51,15 @@ def run_md(
 ) -> MDResult:
     """Runs molecular dynamics, or goes on with an interrupted run.
 
+    An NVE run that starts from a relaxed structure settles near half of its first temperature, since half of the
+    kinetic energy goes into the bonds; start from a structure of a Langevin run, or ask for twice the temperature.
+
     Args:
         potential: from `load_potential`, or (host "ase") any ASE calculator.
         atoms: the first structure; with momenta where `settings.temperature` is None.
         folder: receives `energies.csv` (a row each `log_every` steps), `trajectory.xyz` (extxyz with momenta),
-            `run.json`, `checkpoint.npz`, and `last_good.xyz` if the run is stopped.
+            `run.json`, `checkpoint.npz`, and `last_good.xyz` if the run is stopped; a frame with a broken bond is then
+            the last of `trajectory.xyz`.
         settings: how.
         progress: show a progress bar.
 
@@ -81,7 +85,7 @@ def run_md(
     try:
         with bar:
             task = bar.add_task("", total=settings.steps, completed=step)
-            first = watch.check(step, engine)
+            watch.last_good = first = watch.read(step, engine)
             if step == 0:
                 files.log(0, first, settings)
             while step < settings.steps:
@@ -93,7 +97,12 @@ def run_md(
                     raise UnstableDynamics(NOT_FINITE.format(step=step + n_steps)) from error
                 durations.append((time.perf_counter() - began) / n_steps)
                 step += n_steps
-                files.log(step, watch.check(step, engine), settings)
+                state = watch.read(step, engine)
+                broken = watch.broken_bond(step, state)
+                files.log(step, state, settings, with_frame=broken is not None)
+                if broken is not None:
+                    raise UnstableDynamics(broken)
+                watch.last_good = state
                 files.checkpoint(step, engine)
                 rate = 1.0 / float(np.median(durations[-100:]))
                 ns_per_day = rate * settings.timestep * 86400e-6
@@ -101,53 +110,14 @@ def run_md(
         files.checkpoint(step, engine, force=True)
     except UnstableDynamics as error:
         files.write_last_good(watch.last_good)
-        files.status(step, f"stopped: {error}")
+        files.status(step, f"{STOPPED}{error}")
         raise
     finally:
         files.close()
-    files.status(step, "complete")
-    return MDResult(folder, 1e3 * float(np.median(durations)) if durations else float("nan"))
-
-
-def first_state(atoms: Atoms, settings: MDSettings) -> Atoms:
-    """A copy of `atoms` with momenta: its own, or drawn at `settings.temperature`, without total (angular) momentum.
-
-    Raises:
-        InputError: no momenta where none are drawn, or partial periodicity in OpenMM.
-    """
-    from_atoms(atoms)  # finite, not empty, periodic only with a cell
-    start = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    start.set_masses(atoms.get_masses())
-    if settings.host == "openmm" and atoms.pbc.any() and not atoms.pbc.all():
-        raise InputError(
-            f"`structure` must be periodic in no or all directions in OpenMM, got pbc={atoms.pbc.tolist()}"
-        )
-    if settings.temperature is None:
-        momenta = atoms.get_momenta()
-        if not momenta.any():
-            raise InputError("`structure` must have momenta when no temperature is given, got none; give --temperature")
-        start.set_momenta(momenta)
-        return start
-    random = np.random.default_rng([settings.seed, 0])
-    widths = np.sqrt(start.get_masses() * KELVIN_TO_EV * settings.temperature)  # Maxwell and Boltzmann
-    start.set_momenta(widths[:, None] * random.standard_normal((len(start), 3)))
-    _stop_rigid_motion(start)
-    return start
-
-
-def _stop_rigid_motion(atoms: Atoms) -> None:
-    """Takes out translation and, without periodicity, rotation, also of linear molecules; keeps the kinetic energy."""
-    masses, kinetic = atoms.get_masses()[:, None], atoms.get_kinetic_energy()
-    velocities = atoms.get_velocities() - atoms.get_momenta().sum(axis=0) / masses.sum()
-    if not atoms.pbc.any():
-        arms = atoms.positions - atoms.get_center_of_mass()
-        inertia = (masses * arms**2).sum() * np.eye(3) - (masses * arms).T @ arms
-        angular_momentum = (masses * np.cross(arms, velocities)).sum(axis=0)
-        velocities -= np.cross(np.linalg.pinv(inertia, rcond=1e-10, hermitian=True) @ angular_momentum, arms)
-    left = 0.5 * float((masses * velocities**2).sum())
-    if left > 1e-12 * kinetic:  # else there is no other motion, such as in one atom
-        velocities *= np.sqrt(kinetic / left)
-    atoms.set_velocities(velocities)
+    if durations:
+        files.milliseconds_per_step = 1e3 * float(np.median(durations))
+    files.status(step, COMPLETE)
+    return MDResult(folder, files.milliseconds_per_step)
 
 
 def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Engine:
@@ -156,6 +126,10 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
     if settings.host == "openmm":
         if not isinstance(potential, LoadedPotential):
             raise InputError("`host` must be 'ase' for an ASE calculator, got 'openmm'")
+        if potential.device.type != "cpu":
+            raise InputError(
+                f"`potential` must be on the CPU for host 'openmm', got {potential.device}; load it with device='cpu'"
+            )
         return OpenMMEngine(start, potential, settings)
     moving = start.copy()
     moving.calc = GGNNCalculator(potential) if isinstance(potential, LoadedPotential) else potential
@@ -163,7 +137,7 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
 
 
 class _Watch:
-    """Looks at each logged state, and keeps the last one that was in order."""
+    """Reads and judges states; `last_good` is the last one that was in order."""
 
     def __init__(self, start: Atoms) -> None:
         self.last_good = start.copy()
@@ -173,27 +147,29 @@ class _Watch:
     def _lengths(self, positions: np.ndarray) -> np.ndarray:
         return bond_lengths(positions, self.bonds, self.last_good.cell.array, self.last_good.pbc)
 
-    def check(self, step: int, engine: Engine) -> Atoms:
+    def read(self, step: int, engine: Engine) -> Atoms:
         """The state as Atoms with its potential energy.
 
         Raises:
-            UnstableDynamics: it is broken.
+            UnstableDynamics: a number is not finite.
         """
         positions, momenta, energy = engine.read()
         if not (np.isfinite(positions).all() and np.isfinite(momenta).all() and np.isfinite(energy)):
             raise UnstableDynamics(NOT_FINITE.format(step=step))
-        deviations = np.abs(self._lengths(positions) - self.first_lengths)
-        if deviations.size and deviations.max() > LONGEST_DEVIATION:
-            i, j = self.bonds[int(deviations.argmax())]
-            symbols = self.last_good.get_chemical_symbols()
-            raise UnstableDynamics(
-                f"the bond {symbols[i]}{i}-{symbols[j]}{j} deviates by {deviations.max():.2f} angstrom from its first "
-                f"length at step {step}, more than {LONGEST_DEVIATION}; the last good frame is in last_good.xyz. Use a "
-                "lower temperature or time step, or train on structures like it"
-            )
         state = self.last_good.copy()
         state.positions = positions
         state.set_momenta(momenta, apply_constraint=False)
         state.calc = SinglePointCalculator(state, energy=energy)
-        self.last_good = state
         return state
+
+    def broken_bond(self, step: int, state: Atoms) -> str | None:
+        """What to say of the bond that deviates most, or None if all are in order."""
+        deviations = np.abs(self._lengths(state.positions) - self.first_lengths)
+        if not deviations.size or deviations.max() <= LONGEST_DEVIATION:
+            return None
+        bond = bond_name(state.numbers, self.bonds[int(deviations.argmax())])
+        return (
+            f"the bond {bond} deviates by {deviations.max():.2f} angstrom from its first length at step {step}, more "
+            f"than {LONGEST_DEVIATION}; the last good frame is in last_good.xyz. Use a lower temperature or time step, "
+            "or train on structures like it"
+        )

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -16,14 +17,15 @@ from ase.calculators.calculator import Calculator
 from ase.io.extxyz import write_extxyz
 
 from ggnn_ff.dynamics.engines import Engine
+from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING
 from ggnn_ff.dynamics.settings import MDSettings
+from ggnn_ff.dynamics.start import degrees_of_freedom
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.files import write_atomically
 from ggnn_ff.units import KELVIN_TO_EV
 
 CHECKPOINT_SECONDS = 5.0
-HEADER = "step,time_fs,potential_eV,kinetic_eV,total_eV,temperature_K\n"
 
 
 class RunFiles:
@@ -60,21 +62,25 @@ class RunFiles:
             "steps": settings.steps,
             "settings": settings.model_dump(),
         }
+        self.degrees_of_freedom = degrees_of_freedom(start, settings)
+        self.milliseconds_per_step: float | None = None  # of an earlier call, until this one has its own
         self.last_checkpoint = time.monotonic()
 
     def resume(self, engine: Engine) -> int:
         """Opens the files; returns the step to go on from (0 for a new run)."""
         path = self.folder / "run.json"
         if path.exists():
-            self._refuse_another_run(json.loads(path.read_text(encoding="utf8")))
+            self._refuse_another_run(path)
+        else:
+            self._refuse_foreign_files()
         step, offsets = 0, (0, 0)
         if path.exists() and self.checkpoint_path.exists():
             step, offsets = self._restore(engine)
-        self.status(step, "running")
+        self.status(step, RUNNING)
         self.energies = _open_at(self.energies_path, offsets[0])
         self.frames = _open_at(self.frames_path, offsets[1])
         if step == 0:
-            self.energies.write(HEADER)
+            self.energies.write(",".join(ENERGY_COLUMNS) + "\n")
         return step
 
     def _restore(self, engine: Engine) -> tuple[int, tuple[int, int]]:
@@ -97,14 +103,27 @@ class RunFiles:
                 )
         return step, (energies, frames)
 
-    def _refuse_another_run(self, there: dict[str, object]) -> None:
-        def essential(record: dict[str, object]) -> dict[str, object]:
-            settings = dict(record["settings"])  # type: ignore[call-overload]
-            settings.pop("steps")  # a run may be made longer
-            digests = {key: record.get(key) for key in ("start_sha256", "potential_sha256")}
-            return {**settings, **digests}
+    def _refuse_foreign_files(self) -> None:
+        """Raises if a file would be overwritten that no run of this package wrote."""
+        for path in (self.energies_path, self.frames_path, self.checkpoint_path):
+            if path.exists():
+                raise InputError(
+                    f"`output`: {path} exists without a run.json and would be overwritten; choose another folder or "
+                    "move it away"
+                )
 
-        old, new = essential(there), essential(self.record)
+    def _refuse_another_run(self, path: Path) -> None:
+        """Raises if `run.json` is not of this run; otherwise takes the time per step from it."""
+        try:
+            there = json.loads(path.read_text(encoding="utf8"))
+            old = _essential(there)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged or of another program ({error!r}); choose another folder, or delete {self.folder} "
+                "to start anew"
+            ) from error
+        self.milliseconds_per_step = there.get("milliseconds_per_step")
+        new = _essential(self.record)
         different = sorted(key for key in new if old.get(key) != new[key])
         if different:
             changes = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
@@ -113,16 +132,16 @@ class RunFiles:
                 "folder, or delete it to start anew"
             )
 
-    def log(self, step: int, state: Atoms, settings: MDSettings) -> None:
-        """Writes what is due at this step."""
+    def log(self, step: int, state: Atoms, settings: MDSettings, with_frame: bool = False) -> None:
+        """Writes what is due at this step; the frame also where it is not due, if `with_frame`."""
         potential, kinetic = state.get_potential_energy(), state.get_kinetic_energy()
-        temperature = 2.0 * kinetic / (3.0 * len(state) * KELVIN_TO_EV)
+        temperature = 2.0 * kinetic / (self.degrees_of_freedom * KELVIN_TO_EV)
         when = step * settings.timestep
         with _naming(self.energies_path):
             self.energies.write(
                 f"{step},{when:.12g},{potential:.10f},{kinetic:.10f},{potential + kinetic:.10f},{temperature:.4f}\n"
             )
-        if step % settings.frame_every == 0:
+        if with_frame or step % settings.frame_every == 0:
             state.info = {"step": step, "time_fs": when}
             with _naming(self.frames_path):
                 write_extxyz(self.frames, [state], columns=["symbols", "positions", "momenta"])
@@ -155,7 +174,8 @@ class RunFiles:
 
     def status(self, step: int, status: str) -> None:
         """Records how far the run is."""
-        text = json.dumps({**self.record, "steps_done": step, "status": status}, indent=1) + "\n"
+        progress = {"steps_done": step, "status": status, "milliseconds_per_step": self.milliseconds_per_step}
+        text = json.dumps({**self.record, **progress}, indent=1) + "\n"
         write_atomically(self.folder / "run.json", lambda path: _write(path, text))
 
     def close(self) -> None:
@@ -166,6 +186,13 @@ class RunFiles:
         finally:
             with _naming(self.frames_path):
                 self.frames.close()
+
+
+def _essential(record: dict[str, Any]) -> dict[str, Any]:
+    """What must not change when a run goes on."""
+    settings = dict(record["settings"])
+    settings.pop("steps")  # a run may be made longer
+    return {**settings, "start_sha256": record["start_sha256"], "potential_sha256": record["potential_sha256"]}
 
 
 @contextmanager

@@ -191,9 +191,14 @@ def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.nda
 
 
 def make_topology(atoms: Atoms) -> Any:
-    """`openmm.app.Topology` of one residue with the elements and, if periodic, the box of `atoms`."""
+    """`openmm.app.Topology` of one residue with the elements and, if periodic, the box of `atoms`.
+
+    Raises:
+        InputError: `atoms` is periodic in some directions only, or its cell is not in OpenMM's reduced form.
+    """
     from openmm import app, unit
 
+    _check_box(atoms)
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
     for symbol in atoms.get_chemical_symbols():
@@ -201,3 +206,23 @@ def make_topology(atoms: Atoms) -> Any:
     if atoms.pbc.all():
         topology.setPeriodicBoxVectors(atoms.cell.array / ANGSTROM_PER_NANOMETER * unit.nanometer)
     return topology
+
+
+def _check_box(atoms: Atoms) -> None:
+    """Raises where OpenMM would: its boxes are lower triangular, with no vector much longer than it has to be."""
+    if not atoms.pbc.any():
+        return
+    if not atoms.pbc.all():
+        raise InputError(
+            f"`atoms` must be periodic in no or all directions in OpenMM, got pbc={atoms.pbc.tolist()}; set pbc, with "
+            "vacuum in the cell where there is no neighbour, or use host 'ase'"
+        )
+    a, b, c = atoms.cell.array / ANGSTROM_PER_NANOMETER
+    triangular = not (a[1] or a[2] or b[2]) and min(a[0], b[1], c[2]) > 0
+    if not triangular or a[0] < 2 * max(abs(b[0]), abs(c[0])) or b[1] < 2 * abs(c[1]):
+        raise InputError(
+            "`atoms.cell` must have OpenMM's reduced form: vectors (ax, 0, 0), (bx, by, 0), (cx, cy, cz) with positive "
+            f"ax, by, cz, |bx| and |cx| at most ax / 2, |cy| at most by / 2; got {atoms.cell.array.round(4).tolist()}. "
+            "Rotate it with atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True); if that is not enough, "
+            "make it orthorhombic, or use host 'ase'"
+        )

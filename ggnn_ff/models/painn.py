@@ -4,10 +4,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ggnn_ff.graph import Graph
+from ggnn_ff.graph import N_ELEMENTS, Graph
 from ggnn_ff.radial import BesselBasis, PolynomialEnvelope
-
-N_ELEMENTS = 119  # rows of an embedding that is indexed by atomic number
 
 
 class PaiNNHyperparameters(BaseModel):

@@ -1,4 +1,8 @@
-"""Errors of a potential on labelled frames; needs no training package."""
+"""Errors of a potential on labelled frames.
+
+It lives here because it runs on the batches of training, so that both see the same graphs; but it needs neither
+Lightning nor anything else of the `train` extra, since `ggnn-ff evaluate` has to work without.
+"""
 
 from dataclasses import dataclass
 
