@@ -312,6 +312,6 @@ def _verify(loaded: LoadedPotential) -> None:
     if not (energy_error <= energy_limit and forces_error <= forces_limit):
         raise InputError(
             f"{loaded.source} does not reproduce the example in its contract, in {loaded.dtype} on {loaded.device} "
-            f"(energy off by {energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); the file is damaged, or torch "
-            f"{torch.__version__} computes it wrongly"
+            f"(energy off by {energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); the file is damaged, or "
+            f"torch {torch.__version__} computes it wrongly"
         )

@@ -5,6 +5,8 @@ import pickle
 import random
 import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -741,6 +743,47 @@ def test_a_full_disk_names_the_file_and_leaves_the_older_checkpoint(tmp_path, da
     assert sorted(path.name for path in (config.output / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     train(config)
     assert_same_weights(unbroken, config.output)
+
+
+# Several processes
+
+
+def command_line(folder, config):
+    """`ggnn-ff train` in a process of its own, which starts the others."""
+    (folder / f"{config.output.name}.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [Path(sys.executable).with_name("ggnn-ff"), "train", str(folder / f"{config.output.name}.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_processes_train_what_one_with_batches_twice_as_large_does(tmp_path, data, compiled):
+    if compiled and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("needs a C++ compiler")
+    run = {"devices": 2, "strategy": "ddp", "compile": compiled}
+    one, two = small(data, tmp_path / "one", batch_size=20), small(data, tmp_path / "two", batch_size=10, run=run)
+    one, two = (c.model_copy(update={"model": c.model.model_copy(update={"cutoff": 8.0})}) for c in (one, two))
+    command_line(tmp_path, two)
+    train(one)
+    first, second = weights(one.output), weights(two.output)
+    start = build_potential(one, load_split(one.data).train)[0].state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-5)
+    name = "readout.0.weight"
+    assert float((first[name] - start[name]).abs().max()) > 1e-3  # the test can fail
+    assert load_potential(two.output).contract.test_errors.n_frames == N_TEST
+    assert [path.name for path in (two.output / "csv").iterdir()] == ["version_0"]
+    curves = [read_learning_curve(config.output).panels["loss"] for config in (one, two)]
+    for name in ("train", "validation"):
+        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-3)
+
+
+def test_fewer_batches_than_processes_are_refused(data, tmp_path):
+    config = small(data, tmp_path / "run", frames={"n_train": 15}, run={"devices": 2, "strategy": "ddp"})
+    with pytest.raises(InputError, match=r"`optimizer\.batch_size` must leave a batch for each of the 2 processes"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 # The compiled loss

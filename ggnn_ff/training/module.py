@@ -40,7 +40,9 @@ class TrainingModule(lightning.LightningModule):
             loss = self._compiled(batch)
         else:
             loss = self._loss(self.model(*batch.inputs), batch)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.n_structures)
+        self.log(
+            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.n_structures, sync_dist=True
+        )
         return loss
 
     def _loss(self, prediction: Prediction, batch: Batch) -> Tensor:

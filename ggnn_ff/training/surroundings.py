@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # set by Lightning for deterministic results
+_THREADS = "OMP_NUM_THREADS"  # where it is not set, Lightning chooses the threads of each of several processes
+_VARIABLES = (_THREADS, "CUBLAS_WORKSPACE_CONFIG")  # the latter is set by Lightning for deterministic results
 
 
 @contextmanager
@@ -17,20 +18,23 @@ def torch_state_kept(seed: int, threads: int | None) -> Iterator[None]:
     before_threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, cublas = torch.backends.cudnn.benchmark, os.environ.get(_CUBLAS)
+    benchmark = torch.backends.cudnn.benchmark
+    variables = {name: os.environ.get(name) for name in _VARIABLES}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's: weights are made there
             if threads is not None:
                 torch.set_num_threads(threads)
+                os.environ[_THREADS] = str(threads)
             yield
     finally:
         torch.set_num_threads(before_threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        os.environ.pop(_CUBLAS, None)
-        if cublas is not None:
-            os.environ[_CUBLAS] = cublas
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
