@@ -99,7 +99,7 @@ def run_quickstart(folder: Path, seed: int, console: Console) -> None:
             for name in results
         },
     }
-    text = json.dumps(report, indent=1)
+    text = json.dumps(report, indent=1, allow_nan=False)
     write_atomically(folder / "report.json", lambda path: _write(path, text + "\n"))
     console.print(_table(errors, answers, results, reports))
     console.print(f"{report['seconds']} s in all; potential, trajectories, report.json and plots are in {folder}")
@@ -179,7 +179,8 @@ def _table(
             table.add_row(quantity, name, verdict.text, verdict.unit)
         table.rows[-1].end_section = True
     for name, result in results.items():
-        table.add_row("time per step", name, f"{result.milliseconds_per_step:.2f}", "ms")
+        duration = result.milliseconds_per_step
+        table.add_row("time per step", name, "-" if duration is None else f"{duration:.2f}", "ms")
     return table
 
 
