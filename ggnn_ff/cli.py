@@ -1,6 +1,7 @@
 """The command `ggnn-ff`: parse, call, print."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -103,6 +104,8 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file; see examples/"
     from ggnn_ff.training.fit import fit
 
     folder = fit(read_config(config))
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes; the first one prints
+        return
     _print_contract(folder)
     console.print(f"potential in {folder}; export it with: ggnn-ff export {folder} -o potential.pt", soft_wrap=True)
 
