@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class BesselBasis(nn.Module):
-    """Spherical Bessel functions of order zero (DimeNet, arXiv 2003.03123, equation 7; PaiNN, section 3).
+    """Spherical Bessel functions of order zero, as PaiNN takes them from DimeNet (arXiv 2003.03123, equation 7).
 
-    b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r for n = 1 ... B.
+    b_n(r) = sin(n pi r / r_c) / r for n = 1 ... B; DimeNet's constant factor sqrt(2 / r_c) is left out.
     """
 
     frequencies: Tensor
@@ -19,12 +19,11 @@ class BesselBasis(nn.Module):
         frequencies = torch.arange(1, n_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
         # Rounded also for float64, so that a potential is the same function in both precisions.
         self.register_buffer("frequencies", frequencies.to(torch.float32), persistent=False)
-        self.prefactor = math.sqrt(2.0 / cutoff)
 
     def forward(self, edge_lengths: Tensor) -> Tensor:
         """(E,) angstrom -> (E, B)."""
         r = edge_lengths.unsqueeze(-1)
-        return self.prefactor * torch.sin(r * self.frequencies) / r
+        return torch.sin(r * self.frequencies) / r
 
 
 class PolynomialEnvelope(nn.Module):
@@ -34,7 +33,7 @@ class PolynomialEnvelope(nn.Module):
     forces and the force constants are continuous when an atom crosses the cutoff.
     """
 
-    def __init__(self, cutoff: float, exponent: int = 6) -> None:
+    def __init__(self, cutoff: float, exponent: int) -> None:
         super().__init__()
         self.cutoff = cutoff
         self.exponent = exponent

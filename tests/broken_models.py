@@ -16,7 +16,7 @@ class Toy(nn.Module):
     def __init__(self, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.polynomial = PolynomialEnvelope(cutoff)
+        self.polynomial = PolynomialEnvelope(cutoff, 6)
         self.a = nn.Parameter(torch.linspace(0.4, 2.0, 119, dtype=torch.float64))
 
     def envelope(self, lengths: Tensor) -> Tensor:

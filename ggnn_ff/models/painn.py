@@ -16,6 +16,7 @@ class PaiNNHyperparameters(BaseModel):
     n_features: int = Field(default=128, ge=1)
     n_layers: int = Field(default=3, ge=1)
     n_radial: int = Field(default=20, ge=1)
+    envelope_exponent: int = Field(default=6, ge=2, description="p of the envelope; smaller ones fade earlier")
 
 
 class Message(nn.Module):
@@ -69,7 +70,7 @@ class PaiNN(nn.Module):
         n_filters = 3 * self.n_features
         self.embedding = nn.Embedding(N_ELEMENTS, self.n_features)
         self.basis = BesselBasis(hyperparameters.n_radial, cutoff)
-        self.envelope = PolynomialEnvelope(cutoff)
+        self.envelope = PolynomialEnvelope(cutoff, hyperparameters.envelope_exponent)
         self.filters = nn.Linear(hyperparameters.n_radial, hyperparameters.n_layers * n_filters)
         self.messages = nn.ModuleList(Message(self.n_features) for _ in range(hyperparameters.n_layers))
         self.updates = nn.ModuleList(Update(self.n_features) for _ in range(hyperparameters.n_layers))
