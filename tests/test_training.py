@@ -819,3 +819,18 @@ def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path):
         assert any(bool(gradient.abs().max() > 1e-3) for gradient in results[0][1:])
     with pytest.raises(InputError, match=r"batches of one shape.*run\.compile: false"):
         compiled(dataset.collate([0, 1, 2]))
+
+
+def test_each_epoch_of_a_training_has_another_order_of_batches(tmp_path, data, monkeypatch):
+    seen = []
+    original = SeededBatches.__iter__
+
+    def recording(self):
+        order = list(original(self))
+        seen.append((self.epoch, order))
+        return iter(order)
+
+    monkeypatch.setattr(SeededBatches, "__iter__", recording)
+    train(small(data, tmp_path / "run", epochs=3))
+    assert [epoch for epoch, _ in seen] == [0, 1, 2]
+    assert len({str(order) for _, order in seen}) == 3

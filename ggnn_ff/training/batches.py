@@ -93,6 +93,11 @@ class SeededBatches(Sampler[list[int]]):
     def __init__(self, n_frames: int, batch_size: int, seed: int) -> None:
         self.n_frames, self.batch_size, self.seed, self.epoch = n_frames, min(batch_size, n_frames), seed, 0
 
+    @property
+    def sampler(self) -> "SeededBatches":
+        """Itself: Lightning calls `set_epoch` on the sampler of a batch sampler, not on the batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
