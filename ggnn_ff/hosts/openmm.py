@@ -1,8 +1,8 @@
 """The potential as an OpenMM force: a TorchForce, or a PythonForce on any torch."""
 
-import io
+import logging
 import warnings
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,12 @@ def _torch_force_class(backend: str) -> Any:
     if backend == "python":
         return None
     try:
-        with redirect_stdout(io.StringIO()):  # it prints a warning about a package that OpenMM itself has renamed
+        root = logging.getLogger()
+        root.addFilter(_not_about_simtk)
+        try:
             from openmmtorch import TorchForce
+        finally:
+            root.removeFilter(_not_about_simtk)
     except (ImportError, OSError) as error:
         message = (
             f"openmmtorch cannot be imported ({error}); openmmtorch 1.5 needs torch 2.9 in its CUDA build, which "
@@ -154,6 +158,11 @@ def _torch_force_class(backend: str) -> Any:
         return None
     _load_plugins_again()
     return TorchForce
+
+
+def _not_about_simtk(record: logging.LogRecord) -> bool:
+    """Keeps back a warning that openmmtorch causes by importing OpenMM under its old name."""
+    return "simtk" not in record.getMessage()
 
 
 def _load_plugins_again() -> None:
