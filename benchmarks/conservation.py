@@ -8,6 +8,7 @@ host. Run it again to go on after a kill.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import platform
@@ -83,7 +84,9 @@ def main() -> None:
     with ProcessPoolExecutor(len(HOSTS), mp_context=multiprocessing.get_context("spawn")) as pool:
         n = len(HOSTS)
         results = list(pool.map(measure, [arguments.potential] * n, [folder] * n, HOSTS))
+    contract = load_potential(arguments.potential).contract
     evidence = {
+        "contract_sha256": hashlib.sha256(contract.to_json().encode()).hexdigest(),
         "command": f"uv run benchmarks/conservation.py {arguments.potential} {arguments.structure} -o DIR",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, CPU, torch {torch.__version__}",

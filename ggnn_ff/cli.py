@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ggnn_ff.errors import InputError, UnstableDynamics
@@ -246,25 +249,21 @@ def check(
         sys.exit(1)
 
 
-def _bar(unit: str):  # type: ignore[no-untyped-def]
-    from contextlib import contextmanager
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def bar():  # type: ignore[no-untyped-def]
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            yield progress, progress.add_task("", total=None)
-
-    return bar()
+@contextmanager
+def _bar(unit: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar and its task, which counts `unit`."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress, progress.add_task("", total=None)
 
 
 def _print_contract(potential: str | Path) -> None:
     from ggnn_ff.export import load_potential
 
     contract = load_potential(potential).contract
-    table = Table("field", "value", title=str(potential), show_header=False)
+    table = Table(title=str(potential), show_header=False)
+    table.add_column("field", overflow="fold")
+    table.add_column("value", overflow="fold")
     for field, value in contract.model_dump(exclude={"example"}).items():
         if isinstance(value, dict) and field != "hyperparameters":
             for key, item in value.items():
