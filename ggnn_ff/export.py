@@ -86,7 +86,7 @@ def make_contract(
     test_errors: TestErrors | None,
 ) -> Contract:
     """States what a trained potential is, and measures its certificate on `example`."""
-    dtype = str(potential.readout[0].weight.dtype).removeprefix("torch.")
+    dtype = str(next(potential.readout.parameters()).dtype).removeprefix("torch.")
     module = EnergyForces(potential).eval()
     answer = evaluate(module, example, potential.cutoff, torch.device("cpu"))
     set_dtype(potential, torch.float64)
@@ -269,7 +269,9 @@ def _load_durable(folder: Path) -> LoadedPotential:
     contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
     hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
     with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-        potential = Potential(contract.architecture, hyperparameters, contract.cutoff, DTYPES[contract.dtype])
+        potential = Potential(
+            contract.architecture, hyperparameters, contract.cutoff, contract.elements, DTYPES[contract.dtype]
+        )
     try:
         potential.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -1,5 +1,7 @@
 """From a graph to its energy: representation, readout, scale and shift per element."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -18,20 +20,23 @@ class Potential(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, name: str, hyperparameters: BaseModel, cutoff: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, hyperparameters: BaseModel, cutoff: float, elements: Sequence[str], dtype: torch.dtype
+    ) -> None:
         """Builds an untrained potential.
 
         Args:
             name: a key of `ggnn_ff.models.MODELS`.
             hyperparameters: of that architecture.
             cutoff: angstrom.
+            elements: chemical symbols; it knows no others.
             dtype: of parameters and features, float32 or float64.
         """
         super().__init__()
         self.cutoff = cutoff
-        self.representation = architecture(name).representation(hyperparameters, cutoff)
-        n_features = int(self.representation.n_features)  # type: ignore[arg-type]
-        self.readout = nn.Sequential(nn.Linear(n_features, n_features // 2), nn.SiLU(), nn.Linear(n_features // 2, 1))
+        chosen = architecture(name)
+        self.representation = chosen.representation(hyperparameters, cutoff, list(elements))
+        self.readout = chosen.readout(int(self.representation.n_features))  # type: ignore[arg-type]
         self.register_buffer("scale", torch.ones(N_ELEMENTS, dtype=torch.float64))
         self.register_buffer("shift", torch.zeros(N_ELEMENTS, dtype=torch.float64))
         set_dtype(self, dtype)
@@ -46,6 +51,10 @@ class Potential(nn.Module):
 
 
 def set_dtype(potential: nn.Module, dtype: torch.dtype) -> None:
-    """Converts representation and readout, eager or scripted; scale and shift stay float64."""
-    potential.representation.to(dtype)
-    potential.readout.to(dtype)
+    """Converts the parameters, eager or scripted.
+
+    Constants are float64 buffers, cast where they are used: so scale, shift and coupling coefficients lose nothing when
+    a potential goes from float32 to float64.
+    """
+    for parameter in potential.parameters():
+        parameter.data = parameter.data.to(dtype)

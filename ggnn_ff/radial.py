@@ -18,12 +18,12 @@ class BesselBasis(nn.Module):
         super().__init__()
         frequencies = torch.arange(1, n_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
         # Rounded also for float64, so that a potential is the same function in both precisions.
-        self.register_buffer("frequencies", frequencies.to(torch.float32), persistent=False)
+        self.register_buffer("frequencies", frequencies.to(torch.float32).to(torch.float64), persistent=False)
 
     def forward(self, edge_lengths: Tensor) -> Tensor:
         """(E,) angstrom -> (E, B)."""
         r = edge_lengths.unsqueeze(-1)
-        return torch.sin(r * self.frequencies) / r
+        return torch.sin(r * self.frequencies.to(r.dtype)) / r
 
 
 class PolynomialEnvelope(nn.Module):

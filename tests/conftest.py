@@ -29,7 +29,7 @@ def potential_folder(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         settings = MODELS["painn"].hyperparameters(**hyperparameters)
-        potential = Potential("painn", settings, 4.0, torch.float32)
+        potential = Potential("painn", settings, 4.0, ["H", "C", "O"], torch.float32)
     numbers = torch.arange(len(potential.scale), dtype=torch.float64)
     potential.scale.copy_(4.0 + 0.1 * numbers)
     potential.shift.copy_(-10.0 * numbers)

@@ -359,7 +359,7 @@ def other_potential(folder: Path) -> tuple[Potential, object]:
     """With weights that differ from those in `folder`."""
     contract = load_potential(folder).contract
     settings = MODELS["painn"].hyperparameters(**contract.hyperparameters)
-    return Potential("painn", settings, contract.cutoff, torch.float32), contract
+    return Potential("painn", settings, contract.cutoff, contract.elements, torch.float32), contract
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])

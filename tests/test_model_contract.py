@@ -10,6 +10,7 @@ from ggnn_ff.forces import EnergyForces
 from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential, set_dtype
 
+ELEMENTS = ["H", "C", "O", "Ti"]
 SMALL = {"n_features": 16, "n_layers": 2, "n_radial": 6}  # as far as an architecture has them
 
 
@@ -19,7 +20,7 @@ def untrained(name: str) -> EnergyForces:
     small = {key: value for key, value in SMALL.items() if key in hyperparameters.model_fields}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        potential = Potential(name, hyperparameters(**small), CUTOFF, torch.float64)
+        potential = Potential(name, hyperparameters(**small), CUTOFF, ELEMENTS, torch.float64)
     numbers = torch.arange(len(potential.scale), dtype=torch.float64)
     potential.scale.copy_(4.0 + 0.1 * numbers)
     potential.shift.copy_(-10.0 * numbers)

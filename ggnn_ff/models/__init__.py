@@ -1,23 +1,28 @@
 """The architectures: each turns a graph into per-atom features and knows nothing else."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.layers import mlp_readout
+from ggnn_ff.models import painn
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 
 
 class Architecture(NamedTuple):
-    """A representation `(hyperparameters, cutoff) -> module`, and the type of its hyper-parameters."""
+    """What a name in `MODELS` stands for."""
 
-    representation: type[nn.Module]
+    representation: Callable[[Any, float, list[str]], nn.Module]  # hyper-parameters, cutoff, elements -> module
     hyperparameters: type[BaseModel]
+    presets: Mapping[str, BaseModel]  # small, default (as in the paper), large
+    readout: Callable[[int], nn.Module] = mlp_readout  # of the module's `n_features` features -> (N, 1)
 
 
 MODELS: dict[str, Architecture] = {
-    "painn": Architecture(PaiNN, PaiNNHyperparameters),
+    "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
 }
 
 

@@ -1,10 +1,13 @@
 """PaiNN: polarizable atom interaction network, arXiv 2102.03150."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ggnn_ff.graph import N_ELEMENTS, Graph
+from ggnn_ff.graph import Graph
+from ggnn_ff.layers import ElementEmbedding
 from ggnn_ff.radial import BesselBasis, PolynomialEnvelope
 
 
@@ -17,6 +20,13 @@ class PaiNNHyperparameters(BaseModel):
     n_layers: int = Field(default=3, ge=1)
     n_radial: int = Field(default=20, ge=1)
     envelope_exponent: int = Field(default=6, ge=2, description="p of the envelope; smaller ones fade earlier")
+
+
+PRESETS = {
+    "small": PaiNNHyperparameters(n_features=32, n_radial=8),
+    "default": PaiNNHyperparameters(),
+    "large": PaiNNHyperparameters(n_features=256),
+}
 
 
 class Message(nn.Module):
@@ -64,11 +74,11 @@ class PaiNN(nn.Module):
     two continuous derivatives, and the filters of all layers come from one matrix product.
     """
 
-    def __init__(self, hyperparameters: PaiNNHyperparameters, cutoff: float) -> None:
+    def __init__(self, hyperparameters: PaiNNHyperparameters, cutoff: float, elements: Sequence[str]) -> None:
         super().__init__()
         self.n_features = hyperparameters.n_features
         n_filters = 3 * self.n_features
-        self.embedding = nn.Embedding(N_ELEMENTS, self.n_features)
+        self.embedding = ElementEmbedding(elements, self.n_features)
         self.basis = BesselBasis(hyperparameters.n_radial, cutoff)
         self.envelope = PolynomialEnvelope(cutoff, hyperparameters.envelope_exponent)
         self.filters = nn.Linear(hyperparameters.n_radial, hyperparameters.n_layers * n_filters)

@@ -46,20 +46,26 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which architecture, with which of its own hyper-parameters."""
+    """Which architecture, in which size; `hyperparameters` replace single ones of the preset."""
 
     name: str = "painn"
+    preset: Literal["small", "default", "large"] = "default"
     cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
     hyperparameters: dict[str, int | float | str | bool] = {}
 
     @model_validator(mode="after")
     def _hyperparameters_belong_to_the_architecture(self) -> "ModelConfig":
-        kind = architecture(self.name).hyperparameters
         try:
-            kind(**self.hyperparameters)
+            self.chosen()
         except ValidationError as error:
+            kind = architecture(self.name).hyperparameters
             raise ValueError("\n  ".join(_explain(error, kind, "model.hyperparameters."))) from error
         return self
+
+    def chosen(self) -> BaseModel:
+        """The hyper-parameters of the architecture."""
+        kind, presets = architecture(self.name).hyperparameters, architecture(self.name).presets
+        return kind(**{**presets[self.preset].model_dump(), **self.hyperparameters})
 
 
 class LossConfig(Section):

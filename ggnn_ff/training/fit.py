@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import lightning
 import numpy as np
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -20,7 +18,6 @@ from ggnn_ff.data.splits import Split
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, make_contract, write_potential
 from ggnn_ff.forces import EnergyForces
-from ggnn_ff.models import architecture
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
@@ -76,7 +73,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
     errors = None
     if len(split.test):
         errors = evaluate_frames(EnergyForces(potential).eval(), split.test, config.model.cutoff).errors(split.test)
-    hyperparameters = architecture(config.model.name).hyperparameters(**config.model.hyperparameters)
+    hyperparameters = config.model.chosen()
     contract = make_contract(
         potential,
         config.model.name,
@@ -98,22 +95,25 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
 def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Potential, float]:
     """An untrained potential whose scale and shift come from the training frames, and the forces' RMS.
 
-    The shift of an element is its reference energy (isolated atoms, or least squares); the scale of every element is
-    the RMS of the forces, in eV for a length of 1 angstrom. With isolated atoms the mean of what remains is
-    the first value of the readout's bias.
+    The scale of an element is the RMS of the force components on its atoms, in eV for a length of 1 angstrom. Its shift
+    is its reference energy (isolated atoms, or least squares), and with isolated atoms in addition the mean binding
+    energy of an atom, so that what a model has to learn is small.
     """
-    hyperparameters = architecture(config.model.name).hyperparameters(**config.model.hyperparameters)
-    potential = Potential(config.model.name, hyperparameters, config.model.cutoff, DTYPES[config.run.dtype])
+    hyperparameters = config.model.chosen()
+    potential = Potential(
+        config.model.name, hyperparameters, config.model.cutoff, frames.elements, DTYPES[config.run.dtype]
+    )
     forces_rms = float(np.sqrt((frames.forces**2).mean()))
     if not forces_rms > 0.0:
         raise InputError("the forces of the training frames must not all be zero; check the file's labels")
     reference = load_reference_energies(config.data, frames)
-    potential.scale.fill_(forces_rms)
     for number, energy in reference.items():
         potential.shift[number] = energy
-    remainder = float(frames.energy.sum() - potential.shift.numpy()[frames.numbers].sum())
-    bias = cast(Tensor, potential.readout[-1].bias)
-    torch.nn.init.constant_(bias, remainder / len(frames.numbers) / forces_rms)
+    binding = float(frames.energy.sum() - potential.shift.numpy()[frames.numbers].sum())
+    potential.shift[list(reference)] += binding / len(frames.numbers)
+    for number in np.unique(frames.numbers):
+        rms = float(np.sqrt((frames.forces[frames.numbers == number] ** 2).mean()))
+        potential.scale[number] = rms if rms > 0.0 else forces_rms  # an atom that is alone feels no force
     return potential, forces_rms
 
 
