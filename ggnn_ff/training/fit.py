@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ggnn_ff.contract import TrainingData
 from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.reference_energies import least_squares_reference_energies
 from ggnn_ff.data.splits import Split
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, make_contract, write_potential
@@ -70,6 +72,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
     potential.load_state_dict({name.removeprefix("model.potential."): tensor for name, tensor in weights.items()})
     for parameter in potential.parameters():
         parameter.requires_grad_(False)
+    _refit_shift(potential, split.train)
     errors = None
     if len(split.test):
         errors = evaluate_frames(EnergyForces(potential).eval(), split.test, config.model.cutoff).errors(split.test)
@@ -90,6 +93,17 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
         test_errors=errors,
     )
     write_potential(config.output, potential, contract)
+
+
+def _refit_shift(potential: Potential, frames: LabelledFrames) -> None:
+    """Adds to the shift the reference energies, by least squares, of what is left of the training energies.
+
+    A loss that is mostly about forces learns the constant of the energy late; here it costs one pass over the frames.
+    """
+    evaluation = evaluate_frames(EnergyForces(potential).eval(), frames, potential.cutoff)
+    remainder = replace(frames, energy=evaluation.reference_energy - evaluation.energy)
+    for number, energy in least_squares_reference_energies(remainder).items():
+        potential.shift[number] += energy
 
 
 def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Potential, float]:
