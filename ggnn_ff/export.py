@@ -188,7 +188,7 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
         raise InputError(f"`run` must be the folder of a training, got {folder}, which {came}; give that folder")
     eager = _load_durable(folder)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
         data = torch.jit.script(eager.module).save_to_buffer(_extra_files={CONTRACT: eager.contract.to_json()})
         copy = torch.jit.load(io.BytesIO(data))
     _verify(replace(eager, module=_ready(copy), source=f"the TorchScript form of {folder}"))
@@ -283,7 +283,7 @@ def _load_torchscript(path: Path) -> LoadedPotential:
     extra = {CONTRACT: ""}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit")
             module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError) as error:
         raise InputError(

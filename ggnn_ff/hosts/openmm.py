@@ -128,7 +128,7 @@ def openmm_force(
         force = openmm.PythonForce(_Compute(module, periodic))
     else:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)  # TorchScript, from torch 2.10 on
+            warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
             scripted = torch.jit.script(module)
         force = torch_force(scripted)
         force.setOutputsForces(True)
