@@ -38,6 +38,15 @@ class ElementEmbedding(nn.Module):
         return self.weight[self.index(numbers)]
 
 
+def dense(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
+    """A linear layer that begins with Xavier-uniform weights and without bias."""
+    layer = nn.Linear(n_in, n_out, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 def mlp_readout(n_features: int) -> nn.Sequential:
     """(N, F) -> (N, 1) through one hidden layer of half the width, as in SchNet, PaiNN and TorchMD-NET."""
     return nn.Sequential(nn.Linear(n_features, n_features // 2), nn.SiLU(), nn.Linear(n_features // 2, 1))

@@ -8,7 +8,8 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import mlp_readout
-from ggnn_ff.models import painn
+from ggnn_ff.models import equivariant_transformer, painn
+from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 
 
@@ -22,6 +23,9 @@ class Architecture(NamedTuple):
 
 
 MODELS: dict[str, Architecture] = {
+    "equivariant_transformer": Architecture(
+        EquivariantTransformer, EquivariantTransformerHyperparameters, equivariant_transformer.PRESETS
+    ),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
 }
 

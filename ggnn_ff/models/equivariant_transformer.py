@@ -1,0 +1,165 @@
+"""The Equivariant Transformer of TorchMD-NET, arXiv 2202.02541."""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from ggnn_ff.graph import Graph
+from ggnn_ff.layers import ElementEmbedding, dense
+from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
+
+
+class EquivariantTransformerHyperparameters(BaseModel):
+    """The paper's defaults, for MD17."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_features: int = Field(default=128, ge=2)
+    n_layers: int = Field(default=6, ge=1)
+    n_heads: int = Field(default=8, ge=1)
+    n_radial: int = Field(default=32, ge=2)
+
+    @model_validator(mode="after")
+    def _heads_divide_features(self) -> "EquivariantTransformerHyperparameters":
+        if self.n_features % self.n_heads:
+            raise ValueError(f"n_features must be a multiple of n_heads, got {self.n_features} and {self.n_heads}")
+        return self
+
+
+PRESETS = {
+    "small": EquivariantTransformerHyperparameters(n_features=32, n_layers=3, n_heads=4, n_radial=16),
+    "default": EquivariantTransformerHyperparameters(),
+    "large": EquivariantTransformerHyperparameters(n_features=256, n_layers=8, n_radial=64),
+}
+
+
+class NeighbourEmbedding(nn.Module):
+    """What an atom is, and what surrounds it (embedding layer, equations 3 and 4)."""
+
+    def __init__(self, elements: Sequence[str], n_features: int, n_radial: int) -> None:
+        super().__init__()
+        self.intrinsic = ElementEmbedding(elements, n_features)
+        self.neighbour = ElementEmbedding(elements, n_features)
+        self.filter = dense(n_radial, n_features)
+        self.combine = dense(2 * n_features, n_features)
+
+    def forward(self, numbers: Tensor, radial: Tensor, envelope: Tensor, edge_index: Tensor) -> Tensor:
+        """(N,), radial functions (E, B), envelope (E, 1), (2, E) -> (N, F)."""
+        atoms = self.intrinsic(numbers)
+        messages = self.neighbour(numbers)[edge_index[1]] * self.filter(radial) * envelope  # (E, F)
+        surroundings = torch.zeros_like(atoms).index_add(0, edge_index[0], messages)
+        return self.combine(torch.cat([atoms, surroundings], dim=-1))
+
+
+class EquivariantAttention(nn.Module):
+    """Modified attention mechanism and update layer; equation 9 splits the values in three."""
+
+    def __init__(self, n_features: int, n_heads: int, n_radial: int) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.n_heads = n_heads
+        self.norm = nn.LayerNorm(n_features)
+        self.query = dense(n_features, n_features)
+        self.key = dense(n_features, n_features)
+        self.value = dense(n_features, 3 * n_features)
+        self.distance_key = dense(n_radial, n_features)
+        self.distance_value = dense(n_radial, 3 * n_features)
+        self.output = dense(n_features, 3 * n_features)
+        self.mix = dense(n_features, 3 * n_features, bias=False)  # the matrices U1, U2, U3
+        self.activation = nn.SiLU()
+
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, radial: Tensor, envelope: Tensor, directions: Tensor, edge_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, F) after attention; radial (E, B), envelope (E, 1), directions (E, 3)."""
+        centre, neighbour = edge_index[0], edge_index[1]
+        normed = self.norm(scalars)
+        products = self.query(normed)[centre] * self.key(normed)[neighbour] * self.activation(self.distance_key(radial))
+        attention = self.activation(products.unflatten(1, [self.n_heads, -1]).sum(dim=2))  # (E, heads)
+        values = self.value(normed)[neighbour] * self.activation(self.distance_value(radial)) * envelope
+        ds, dv_vector, dv_direction = values.split(self.n_features, dim=1)  # (E, F) each
+        ds = (ds.unflatten(1, [self.n_heads, -1]) * attention.unsqueeze(2)).flatten(1)
+        dv = vectors[neighbour] * dv_vector.unsqueeze(1) + directions.unsqueeze(2) * dv_direction.unsqueeze(1)
+        heard = torch.zeros_like(scalars).index_add(0, centre, ds)
+        a_vv, a_sv, a_ss = self.output(heard).split(self.n_features, dim=1)  # (N, F) each
+        u1, u2, u3 = self.mix(vectors).split(self.n_features, dim=2)  # (N, 3, F) each
+        scalars = scalars + a_ss + a_sv * (u1 * u2).sum(dim=1)
+        return scalars, (vectors + a_vv.unsqueeze(1) * u3).index_add(0, centre, dv)
+
+
+class GatedEquivariantBlock(nn.Module):
+    """Halves the features and lets vectors speak through their lengths (PaiNN, arXiv 2102.03150, figure 3)."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.n_out = n_features // 2
+        self.lengths = dense(n_features, n_features, bias=False)
+        self.mix = dense(n_features, self.n_out, bias=False)
+        self.gate = nn.Sequential(dense(2 * n_features, n_features), nn.SiLU(), dense(n_features, 2 * self.n_out))
+        self.activation = nn.SiLU()
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, F), (N, 3, F) -> (N, F // 2), (N, 3, F // 2)."""
+        features = torch.cat([scalars, safe_norm(self.lengths(vectors))], dim=1)
+        scalars, gates = self.gate(features).split(self.n_out, dim=1)
+        return self.activation(scalars), gates.unsqueeze(1) * self.mix(vectors)
+
+
+def safe_norm(vectors: Tensor) -> Tensor:
+    """Lengths of vectors (N, 3, F), smooth where they vanish."""
+    return torch.sqrt((vectors * vectors).sum(dim=1) + 1e-8)
+
+
+class EquivariantTransformer(nn.Module):
+    """Attention between atoms with scalar and vector features, arXiv 2202.02541.
+
+    An atom is among its own neighbours in the attention, at distance zero and without direction, as in the authors'
+    code. Energies come from two gated equivariant blocks; the second one is what `mlp_readout` makes of the features
+    handed on here, the scalars and lengths of vectors after the first.
+
+    Deviations from the paper, all for dynamics: a polynomial envelope with two continuous derivatives, of the exponent
+    that is closest to the cosine cutoff, takes its place; it multiplies the values, so that the vectors vanish at the
+    cutoff too (in the paper only the attention does, and energies jump there); lengths are smooth at zero. The radial
+    functions scale with the cutoff; at 5 angstrom they are those of the paper.
+    """
+
+    def __init__(
+        self, hyperparameters: EquivariantTransformerHyperparameters, cutoff: float, elements: Sequence[str]
+    ) -> None:
+        super().__init__()
+        n_features, n_radial = hyperparameters.n_features, hyperparameters.n_radial
+        self.basis = ExpNormalBasis(n_radial, cutoff)
+        self.envelope = PolynomialEnvelope(cutoff, exponent=3)
+        self.embedding = NeighbourEmbedding(elements, n_features, n_radial)
+        self.layers = nn.ModuleList(
+            EquivariantAttention(n_features, hyperparameters.n_heads, n_radial) for _ in range(hyperparameters.n_layers)
+        )
+        self.norm = nn.LayerNorm(n_features)
+        self.gated = GatedEquivariantBlock(n_features)
+        self.lengths = dense(n_features // 2, n_features // 2, bias=False)
+        self.n_features = 2 * (n_features // 2)
+
+    def forward(self, graph: Graph) -> Tensor:
+        """Scalar features of each atom, (N, F)."""
+        edge_vectors = graph.edge_vectors.to(self.lengths.weight.dtype)
+        edge_lengths = torch.linalg.vector_norm(edge_vectors, dim=-1)  # (E,)
+        directions = edge_vectors / edge_lengths.unsqueeze(-1)  # (E, 3)
+        radial, envelope = self.radial(edge_lengths)
+        scalars = self.embedding(graph.numbers, radial, envelope, graph.edge_index)  # (N, F)
+        vectors = scalars.new_zeros((scalars.shape[0], 3, scalars.shape[1]))
+
+        atoms = torch.arange(scalars.shape[0], device=scalars.device)
+        edge_index = torch.cat([graph.edge_index, torch.stack([atoms, atoms])], dim=1)  # (2, E + N)
+        radial, envelope = self.radial(torch.cat([edge_lengths, scalars.new_zeros(atoms.shape)]))
+        directions = torch.cat([directions, vectors[:, :, 0]])
+        for layer in self.layers:
+            scalars, vectors = layer(scalars, vectors, radial, envelope, directions, edge_index)
+        scalars, vectors = self.gated(self.norm(scalars), vectors)
+        return torch.cat([scalars, safe_norm(self.lengths(vectors))], dim=1)
+
+    def radial(self, edge_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(E,) -> radial functions that end at the cutoff (E, B) and the envelope (E, 1)."""
+        envelope = self.envelope(edge_lengths).unsqueeze(1)
+        return self.basis(edge_lengths) * envelope, envelope
