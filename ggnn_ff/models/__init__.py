@@ -8,9 +8,11 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import mlp_readout
-from ggnn_ff.models import equivariant_transformer, painn
+from ggnn_ff.models import egnn, equivariant_transformer, painn, schnet
+from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
+from ggnn_ff.models.schnet import SchNet, SchNetHyperparameters
 
 
 class Architecture(NamedTuple):
@@ -23,6 +25,8 @@ class Architecture(NamedTuple):
 
 
 MODELS: dict[str, Architecture] = {
+    "schnet": Architecture(SchNet, SchNetHyperparameters, schnet.PRESETS, schnet.readout),
+    "egnn": Architecture(EGNN, EGNNHyperparameters, egnn.PRESETS),
     "equivariant_transformer": Architecture(
         EquivariantTransformer, EquivariantTransformerHyperparameters, equivariant_transformer.PRESETS
     ),
