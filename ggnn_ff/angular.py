@@ -1,0 +1,140 @@
+"""Angles: which edges meet, and functions of the directions between them that are smooth everywhere.
+
+Angles are never formed. Their cosines are dot products of unit vectors, and sines enter only as vectors across an axis,
+so that atoms on one line have finite values and derivatives of every order.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import spherical_jn
+from torch import Tensor, nn
+
+
+def _ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`starts[r], starts[r] + 1, ...`, `counts[r]` of them for each row r: the rows (T,) and these numbers (T,)."""
+    rows = torch.repeat_interleave(counts, output_size=int(counts.sum()))
+    offsets = starts - (torch.cumsum(counts, 0) - counts)
+    return rows, torch.arange(rows.shape[0], device=counts.device) + offsets[rows]
+
+
+def _edges_of_atoms(edge_index: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """The first edge of each atom as centre, (N,), and how many there are, (N,); edges are sorted by centre."""
+    counts = torch.zeros(n_atoms, dtype=torch.int64, device=edge_index.device)
+    counts = counts.index_add(0, edge_index[0], torch.ones_like(edge_index[0]))
+    return torch.cumsum(counts, 0) - counts, counts
+
+
+def reverse_edges(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int) -> Tensor:
+    """The edge j -> i of each edge i -> j, (E,).
+
+    It is the one with the opposite vector: with periodicity several edges lead from j to images of i.
+
+    Args:
+        edge_index: (2, E), sorted by centre, both directions.
+        edge_vectors: (E, 3), angstrom.
+        n_atoms: N.
+    """
+    starts, counts = _edges_of_atoms(edge_index, n_atoms)
+    neighbour = edge_index[1]
+    edges, others = _ranges(starts[neighbour], counts[neighbour])
+    vectors = edge_vectors.detach()
+    apart = (vectors[edges] + vectors[others]).square().sum(dim=-1)
+    is_reverse = (neighbour[others] == edge_index[0][edges]) & (apart < 1e-4)  # square angstrom: zero, but for rounding
+    return torch.zeros_like(neighbour).index_add(0, edges, others * is_reverse)
+
+
+def triplets(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """All ways i <- j <- k over two edges, without the way back to i itself; images of i count as other atoms.
+
+    Their number is the sum over atoms of n (n - 1), n being the number of neighbours.
+
+    Args:
+        edge_index: (2, E), sorted by centre, both directions.
+        edge_vectors: (E, 3), angstrom.
+        n_atoms: N.
+
+    Returns:
+        Edges "ji" (centre i, neighbour j) and edges "kj" (centre j, neighbour k), (T,) each, ordered by the first.
+    """
+    return _other_edges(edge_index, edge_index[1], reverse_edges(edge_index, edge_vectors, n_atoms), n_atoms)
+
+
+def edges_of_same_centre(edge_index: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """All pairs of different edges with one centre: two rows of `edge_index`, (T,) each, ordered by the first."""
+    edges = torch.arange(edge_index.shape[1], device=edge_index.device)
+    return _other_edges(edge_index, edge_index[0], edges, n_atoms)
+
+
+def _other_edges(edge_index: Tensor, atoms: Tensor, without: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """For each edge e, the edges whose centre is `atoms[e]`, except `without[e]`, which is one of them."""
+    starts, counts = _edges_of_atoms(edge_index, n_atoms)
+    edges, others = _ranges(starts[atoms], counts[atoms] - 1)
+    return edges, others + (others >= without[edges]).to(torch.int64)
+
+
+def bessel_zeros(n_spherical: int, n_radial: int) -> np.ndarray:
+    """The first zeros z_ln of the spherical Bessel functions j_l, (n_spherical, n_radial)."""
+    zeros = np.arange(1, n_radial + n_spherical) * math.pi  # of j_0; between each two there is one of the next
+    table = [zeros[:n_radial]]
+    for order in range(1, n_spherical):
+        zeros = np.array([brentq(lambda x, n=order: spherical_jn(n, x), *pair, xtol=1e-14) for pair in pairwise(zeros)])
+        table.append(zeros[:n_radial])
+    return np.array(table)
+
+
+class SphericalBesselBasis(nn.Module):
+    """The radial part of DimeNet's basis (arXiv 2003.03123, equation 6), sqrt(2 / j_{l+1}^2(z_ln)) j_l(z_ln r / r_c).
+
+    The constant r_c^(-3/2) is left out, as in the authors' code. The functions are Chebyshev series in r / r_c, summed
+    in float64: the usual recursion loses all digits where the argument is below the order l.
+    """
+
+    coefficients: Tensor
+
+    def __init__(self, n_spherical: int, n_radial: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.n_spherical, self.n_radial = n_spherical, n_radial
+        zeros = bessel_zeros(n_spherical, n_radial)
+        # From degree z on the coefficients fall faster than exponentially; at z + 22 they are below rounding.
+        self.n_doublings = math.ceil(math.log2(zeros.max() + 22.0))
+        n_terms = 2**self.n_doublings + 1
+        nodes = np.cos(math.pi * (np.arange(n_terms) + 0.5) / n_terms).reshape(-1, 1, 1)
+        orders = np.arange(n_spherical).reshape(-1, 1)
+        values = np.sign(nodes) ** orders * spherical_jn(orders, zeros * np.abs(nodes))
+        values *= math.sqrt(2.0) / np.abs(spherical_jn(orders + 1, zeros))
+        series = np.polynomial.chebyshev.chebvander(nodes.ravel(), n_terms - 1)  # orthogonal columns
+        coefficients = series.T @ values.reshape(n_terms, -1) / (series**2).sum(axis=0).reshape(-1, 1)
+        self.register_buffer("coefficients", torch.from_numpy(coefficients), persistent=False)
+
+    def forward(self, edge_lengths: Tensor) -> Tensor:
+        """(E,) angstrom, up to the cutoff -> (E, n_spherical, n_radial)."""
+        x = edge_lengths.to(self.coefficients.dtype).unsqueeze(-1) / self.cutoff
+        series = torch.cat([torch.ones_like(x), x], dim=-1)  # T_0, T_1
+        for _ in range(self.n_doublings):  # T_{m + n} = 2 T_m T_n - T_{m - n}, for n = 1 ... m at once
+            last = series.shape[1] - 1
+            more = 2.0 * series[:, last:] * series[:, 1:] - series[:, :last].flip(1)
+            series = torch.cat([series, more], dim=-1)
+        return (series @ self.coefficients).to(edge_lengths.dtype).view(-1, self.n_spherical, self.n_radial)
+
+
+def legendre(cosines: Tensor, n_spherical: int) -> Tensor:
+    """Spherical harmonics Y_l0 of the polar angle, sqrt((2l + 1) / 4 pi) P_l(cos), for l below `n_spherical`.
+
+    Args:
+        cosines: (T,).
+        n_spherical: number of functions.
+
+    Returns:
+        (T, n_spherical).
+    """
+    before, now = torch.zeros_like(cosines), torch.ones_like(cosines)  # P_{l-1}, P_l
+    functions: list[Tensor] = []
+    for order in range(n_spherical):
+        functions.append(math.sqrt((2 * order + 1) / (4.0 * math.pi)) * now)
+        before, now = now, ((2 * order + 1) * cosines * now - order * before) / (order + 1)
+    return torch.stack(functions, dim=-1)
