@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; for molecules threads only wait
+
 import pytest
 import torch
 from ase.build import molecule
