@@ -7,8 +7,9 @@ from pydantic import BaseModel
 from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
-from ggnn_ff.layers import mlp_readout
-from ggnn_ff.models import egnn, equivariant_transformer, painn, schnet
+from ggnn_ff.layers import linear_readout, mlp_readout
+from ggnn_ff.models import dimenet, egnn, equivariant_transformer, painn, schnet
+from ggnn_ff.models.dimenet import DimeNet, DimeNetHyperparameters
 from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
@@ -26,6 +27,7 @@ class Architecture(NamedTuple):
 
 MODELS: dict[str, Architecture] = {
     "schnet": Architecture(SchNet, SchNetHyperparameters, schnet.PRESETS, schnet.readout),
+    "dimenet": Architecture(DimeNet, DimeNetHyperparameters, dimenet.PRESETS, linear_readout),
     "egnn": Architecture(EGNN, EGNNHyperparameters, egnn.PRESETS),
     "equivariant_transformer": Architecture(
         EquivariantTransformer, EquivariantTransformerHyperparameters, equivariant_transformer.PRESETS
