@@ -111,13 +111,72 @@ class MeanOverNeighbours(Toy):
 class Arccos(Toy):
     """Angles by arccos, whose derivative is infinite where atoms lie on one line."""
 
+    def angles(self, cosines: Tensor) -> Tensor:
+        return torch.acos(cosines)
+
     def atomic_energies(self, graph: Graph) -> Tensor:
         directions = graph.edge_vectors / torch.linalg.vector_norm(graph.edge_vectors, dim=-1, keepdim=True)
         cosines = (directions @ directions.T).clamp(-1.0, 1.0)
         same_centre = graph.edge_index[0].unsqueeze(0) == graph.edge_index[0].unsqueeze(1)
         weights = self.weights(graph)
-        angular = (torch.acos(cosines) * same_centre * weights.unsqueeze(0) * weights.unsqueeze(1)).sum(dim=1)
+        pairs = same_centre * weights.unsqueeze(0) * weights.unsqueeze(1)
+        angular = (self.angles(cosines) * pairs).sum(dim=1)
         return super().atomic_energies(graph) + 1e-3 * self.at_centres(graph, angular)
+
+
+class SafeArccos(Arccos):
+    """The same, kept finite in the usual way: the kink is still there, rounded off."""
+
+    def angles(self, cosines: Tensor) -> Tensor:
+        return torch.acos(cosines * (1.0 - 1e-7))
+
+
+class AbsoluteVolume(Toy):
+    """The size of a dihedral angle without its sign: a kink where atoms lie in one plane."""
+
+    def atomic_energies(self, graph: Graph) -> Tensor:
+        lengths = torch.linalg.vector_norm(graph.edge_vectors, dim=-1)
+        weighted = self.weights(graph).unsqueeze(1) * graph.edge_vectors
+        a, b, c = (self.at_centres(graph, weighted * lengths.unsqueeze(1) ** k) for k in (0, 2, 4))
+        return super().atomic_energies(graph) + 1e-2 * (a * torch.linalg.cross(b, c)).sum(dim=1).abs()
+
+
+class NearestNeighbour(Toy):
+    """Angles from the direction of the nearest neighbour, whoever that is."""
+
+    def atomic_energies(self, graph: Graph) -> Tensor:
+        lengths = torch.linalg.vector_norm(graph.edge_vectors, dim=-1)
+        directions = graph.edge_vectors / lengths.unsqueeze(1)
+        same_centre = graph.edge_index[0].unsqueeze(0) == graph.edge_index[0].unsqueeze(1)
+        nearest = torch.where(same_centre, lengths.unsqueeze(0), math.inf).argmin(dim=1)
+        cosines = (directions * directions[nearest]).sum(dim=1)
+        return super().atomic_energies(graph) + 1e-2 * self.at_centres(graph, cosines * self.weights(graph))
+
+
+class Overflow(Toy):
+    """Repulsion without bounds."""
+
+    def weights(self, graph: Graph) -> Tensor:
+        lengths = torch.linalg.vector_norm(graph.edge_vectors, dim=-1)
+        return super().weights(graph) + 1e-3 * torch.exp(lengths**-3) * self.envelope(lengths)
+
+
+class ConstantSlope(Toy):
+    """Its gradient is right, the gradient of its gradient is not."""
+
+    def atomic_energies(self, graph: Graph) -> Tensor:
+        return self.a[graph.numbers] + _TanhWithConstantSlope.apply(self.at_centres(graph, self.weights(graph)))
+
+
+class _TanhWithConstantSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.slope = 1.0 - torch.tanh(x) ** 2
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.slope
 
 
 class Noise(Toy):

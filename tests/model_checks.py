@@ -14,7 +14,9 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
+from torch.autograd.gradcheck import GradcheckError
 
+from ggnn_ff.errors import InputError
 from ggnn_ff.export import evaluate
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, Structure, edge_vectors, from_atoms
@@ -95,45 +97,48 @@ def slope(function: Callable[[float], float], step: float) -> float:
 
 
 def check_forces_are_the_gradient(module: nn.Module) -> None:
+    """Along random directions, each of which moves every atom."""
+    random = np.random.default_rng(7)
     for atoms in (ethanol(), oxide()):
         forces = predict(module, atoms).forces.numpy()
         assert np.abs(forces).max() > 0.01, "forces too small to say anything"
-        numerical = np.empty_like(forces)
-        for i, axis in np.ndindex(forces.shape):
+        for direction in random.normal(size=(5, len(atoms), 3)):
+            direction /= np.linalg.norm(direction)
 
-            def moved(x: float, atoms: Atoms = atoms, i: int = i, axis: int = axis) -> float:
+            def moved(x: float, atoms: Atoms = atoms, direction: np.ndarray = direction) -> float:
                 copy = atoms.copy()
-                copy.positions[i, axis] += x
+                copy.positions += x * direction
                 return energy(module, copy)
 
-            numerical[i, axis] = -slope(moved, 1e-3)
-        assert_close(forces / np.abs(forces).max(), numerical / np.abs(forces).max(), 1e-6)
+            scale = np.linalg.norm(forces)
+            assert_close((forces * direction).sum() / scale, -slope(moved, 2e-4) / scale, 2e-7)
 
 
 def check_stress_is_the_strain_derivative(module: nn.Module) -> None:
+    """Along random strains, each of which has all six components."""
     atoms = oxide()
     stress = predict(module, atoms).stress[0].numpy()
-    assert np.abs(stress).max() > 1e-4, "stress too small to say anything"
-    numerical = np.empty((3, 3))
-    for a, b in np.ndindex(3, 3):
+    scale = np.linalg.norm(stress)
+    assert scale > 1e-4, "stress too small to say anything"
+    for strain in np.random.default_rng(8).normal(size=(4, 3, 3)):
+        strain = (strain + strain.T) / np.linalg.norm(strain + strain.T)
 
-        def strained(x: float, a: int = a, b: int = b) -> float:
-            deformation = np.eye(3)
-            deformation[a, b] += x / 2
-            deformation[b, a] += x / 2
+        def strained(x: float, strain: np.ndarray = strain) -> float:
             copy = atoms.copy()
-            copy.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+            copy.set_cell(atoms.cell.array @ (np.eye(3) + x * strain), scale_atoms=True)
             return energy(module, copy)
 
-        numerical[a, b] = slope(strained, 1e-3) / atoms.get_volume()
-    assert_close(stress / np.abs(stress).max(), numerical / np.abs(stress).max(), 1e-6)
+        assert_close((stress * strain).sum() / scale, slope(strained, 2e-4) / atoms.get_volume() / scale, 1e-6)
 
 
 def check_parameter_gradient_of_a_force_loss(module: nn.Module) -> None:
     arguments = inputs(stack(ethanol(), molecule("CO2"), oxide()))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     generator = torch.Generator().manual_seed(0)
-    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    directions = [  # in proportion to the size of the parameters, of which a large model has many small ones
+        torch.randn(p.shape, generator=generator, dtype=p.dtype) * max(float(p.detach().square().mean().sqrt()), 0.1)
+        for p in parameters
+    ]
     start = [parameter.detach().clone() for parameter in parameters]
     labels = module(*arguments).energy.detach() + 0.3
 
@@ -152,12 +157,26 @@ def check_parameter_gradient_of_a_force_loss(module: nn.Module) -> None:
     try:
         gradient = torch.autograd.grad(loss(), parameters, allow_unused=True)
         along = [(g * d).sum() for g, d in zip(gradient, directions, strict=True) if g is not None]
-        analytical, numerical = float(torch.stack(along).sum().detach()), slope(moved, 1e-5)
+        analytical, numerical = float(torch.stack(along).sum().detach()), slope(moved, 3e-6)
         moved(0.0)
     finally:
         module.train(was_training)
     assert abs(analytical) > 1e-3, "gradient too small to say anything"
     assert_close(analytical / abs(analytical), numerical / abs(analytical), 1e-6)
+
+
+def check_second_derivatives(module: nn.Module) -> None:
+    """With respect to the edge vectors, by gradgradcheck."""
+    positions, numbers, cell, edge_index, shifts, batch, n_structures = inputs(stack(ethanol(), oxide()))
+    vectors = edge_vectors(positions, cell, edge_index, shifts, batch).requires_grad_(True)
+
+    def energies(vectors: Tensor) -> Tensor:
+        return module.potential(Graph(numbers, edge_index, vectors, batch, n_structures))[0]
+
+    try:
+        torch.autograd.gradgradcheck(energies, vectors, atol=1e-8, rtol=1e-5, fast_mode=True)
+    except GradcheckError as error:
+        raise AssertionError(f"second derivatives: {error}") from error
 
 
 # --- symmetries ---------------------------------------------------------------------------------------------------
@@ -335,10 +354,49 @@ def check_smooth_at_the_cutoff(module: nn.Module) -> None:
     inside, outside = _approach(module, CUTOFF - step), _approach(module, CUTOFF + step)
     assert_close(inside[0] - inside[1] * step, outside[0] + outside[1] * step, 1e-10)
     assert_close(inside[1], outside[1], 1e-5)
-    step = 1e-5
     forces = [_approach(module, CUTOFF + k * step)[1] for k in (-2, -1, 0, 1, 2)]
     before, after = (forces[1] - forces[0]) / step, (forces[4] - forces[3]) / step
     assert_close(before, after, 1e-3)
+
+
+def _assert_no_kink(module: nn.Module, atoms: Atoms, index: int, direction: list[float]) -> None:
+    """Energy and forces, extrapolated from both sides to where an atom moving along a line is now, are the same.
+
+    The steps are coarse, so that a kink which is rounded off over less than a thousandth of an angstrom counts as one.
+    """
+
+    def at(x: float) -> tuple[float, np.ndarray]:
+        moved = atoms.copy()
+        moved.positions[index] += x * np.array(direction)
+        prediction = predict(module, moved)
+        return float(prediction.energy[0]), prediction.forces.numpy()
+
+    step, weights = 1e-3, (4.0, -6.0, 4.0, -1.0)  # a cubic through four points
+    scale = np.abs(at(0.0)[1]).max()
+    assert scale > 0.01, "forces too small to say anything"
+    before, after = ([at(sign * k * step) for k in (1, 2, 3, 4)] for sign in (-1.0, 1.0))
+    energies = [sum(w * e for w, (e, _) in zip(weights, side, strict=True)) for side in (before, after)]
+    forces = [sum(w * f for w, (_, f) in zip(weights, side, strict=True)) for side in (before, after)]
+    assert_close(energies[0] / scale, energies[1] / scale, 1e-6)
+    assert_close(forces[0] / scale, forces[1] / scale, 1e-4)
+
+
+def check_smooth_where_atoms_line_up(module: nn.Module) -> None:
+    """An atom moves through a line of others (angles of 0 and 180 degrees) and through a plane of others."""
+    side = [[4.4, 1.0, 0.0], [4.2, -0.9, 0.4]]  # so that nothing vanishes by symmetry
+    line = Atoms("HCCCOH", positions=[[0, 0, 0], [1.06, 0, 0], [2.27, 0, 0], [3.72, 0, 0], *side])
+    for direction in ([0.0, 1.0, 0.0], [0.0, 0.6, 0.8]):
+        _assert_no_kink(module, line, 0, direction)
+    plane = Atoms("CHOCH", positions=[[0, 0, 0], [-0.6, 0.9, 0], [1.25, 0.1, 0], [-0.7, -1.3, 0], [-1.7, -1.2, 0]])
+    _assert_no_kink(module, plane, 0, [0.0, 0.0, 1.0])
+
+
+def check_smooth_where_neighbours_swap_order(module: nn.Module) -> None:
+    """Two neighbours of an atom, of one element or of two, come to be equally far from it."""
+    direction = np.array([-0.3, 0.9, 0.2]) / np.linalg.norm([-0.3, 0.9, 0.2])
+    for symbols in ("CHHOH", "COHHH"):
+        positions = [[0, 0, 0], [1.1, 0, 0], 1.1 * direction, [-0.6, -1.0, 0.7], [-0.2, 0.3, -1.6]]
+        _assert_no_kink(module, Atoms(symbols, positions=positions), 2, direction.tolist())
 
 
 # --- special shapes -----------------------------------------------------------------------------------------------
@@ -362,6 +420,22 @@ def check_collinear_and_planar_molecules(module: nn.Module) -> None:
         finally:
             module.train(was_training)
         assert all(bool(g.isfinite().all()) for g in gradients if g is not None), f"loss gradient of {name}"
+
+
+def check_close_and_coincident_atoms(module: nn.Module) -> None:
+    """Close atoms have finite forces; atoms on one place, as such or by periodicity, are an error."""
+    close, coincident, by_periodicity = ethanol(), ethanol(), oxide()
+    close.positions[3] = close.positions[0] + [0.06, 0.0, 0.0]
+    coincident.positions[3] = coincident.positions[0]
+    by_periodicity.positions[3] = by_periodicity.positions[2] + [1, -1, 2] @ by_periodicity.cell.array
+    assert all(bool(tensor.isfinite().all()) for tensor in predict(module, close)), "not finite"
+    for atoms in (coincident, by_periodicity):
+        said = ""
+        try:
+            predict(module, atoms)
+        except InputError as error:
+            said = str(error)
+        assert "must keep atoms apart" in said, "two atoms lie on one place, and nobody says so"
 
 
 # --- numerics -----------------------------------------------------------------------------------------------------

@@ -11,25 +11,27 @@ from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential, set_dtype
 
 ELEMENTS = ["H", "C", "O", "Ti"]
-SMALL = {"n_features": 16, "n_layers": 2, "n_radial": 6}  # as far as an architecture has them
+PRESETS = [
+    pytest.param((name, preset), marks=() if preset == "small" else pytest.mark.slow, id=f"{name}-{preset}")
+    for name, architecture in MODELS.items()
+    for preset in architecture.presets
+]
 
 
-def untrained(name: str) -> EnergyForces:
-    """A small random potential in float64, with an energy scale and a shift for each element."""
-    hyperparameters = MODELS[name].hyperparameters
-    small = {key: value for key, value in SMALL.items() if key in hyperparameters.model_fields}
+def untrained(name: str, preset: str) -> EnergyForces:
+    """A random potential in float64, with an energy scale and a shift for each element."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        potential = Potential(name, hyperparameters(**small), CUTOFF, ELEMENTS, torch.float64)
+        potential = Potential(name, MODELS[name].presets[preset], CUTOFF, ELEMENTS, torch.float64)
     numbers = torch.arange(len(potential.scale), dtype=torch.float64)
     potential.scale.copy_(4.0 + 0.1 * numbers)
     potential.shift.copy_(-10.0 * numbers)
     return EnergyForces(potential).eval()
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=PRESETS)
 def module(request) -> EnergyForces:
-    return untrained(request.param)
+    return untrained(*request.param)
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -37,11 +39,17 @@ def test_architecture(module, check):
     check(module)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_architecture_float32_is_close(name):
-    in_float32 = untrained(name)
+@pytest.mark.parametrize("chosen", PRESETS)
+def test_architecture_float32_is_close(chosen):
+    in_float32 = untrained(*chosen)
     set_dtype(in_float32.potential, torch.float32)
-    model_checks.check_float32_is_close(untrained(name), in_float32)
+    model_checks.check_float32_is_close(untrained(*chosen), in_float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_architecture_has_presets(name):
+    assert list(MODELS[name].presets) == ["small", "default", "large"]
+    assert MODELS[name].presets["default"] == MODELS[name].hyperparameters()
 
 
 def toy(potential: type[broken.Toy] = broken.Toy, forces: type[EnergyForces] = EnergyForces) -> EnergyForces:
@@ -59,6 +67,8 @@ REJECTED = [
     ("forces_are_the_gradient", toy(forces=broken.CurlForces)),
     ("stress_is_the_strain_derivative", toy(forces=broken.WrongStressSign)),
     ("parameter_gradient_of_a_force_loss", toy(forces=broken.DetachedForces)),
+    ("parameter_gradient_of_a_force_loss", toy(broken.ConstantSlope)),
+    ("second_derivatives", toy(broken.ConstantSlope)),
     ("translation", toy(forces=broken.AbsolutePositions)),
     ("rotation", toy(broken.XComponent)),
     ("reflection", toy(broken.TripleProduct)),
@@ -77,7 +87,11 @@ REJECTED = [
     ("smooth_at_the_cutoff", toy(broken.SharpCutoff)),
     ("smooth_at_the_cutoff", toy(broken.LinearCutoff)),
     ("smooth_at_the_cutoff", toy(broken.CosineCutoff)),
+    ("smooth_where_atoms_line_up", toy(broken.SafeArccos)),
+    ("smooth_where_atoms_line_up", toy(broken.AbsoluteVolume)),
+    ("smooth_where_neighbours_swap_order", toy(broken.NearestNeighbour)),
     ("collinear_and_planar_molecules", toy(broken.Arccos)),
+    ("close_and_coincident_atoms", toy(broken.Overflow)),
     ("determinism", toy(broken.Noise)),
     ("torchscript_equals_eager", toy(broken.OtherWhenScripted)),
 ]
@@ -91,6 +105,12 @@ def test_check_rejects(check, defective):
 
 def test_every_check_rejects_something():
     assert {check for check, _ in REJECTED} == set(CHECKS)
+
+
+def test_coincidence_check_rejects_silence(monkeypatch):
+    monkeypatch.setattr("ggnn_ff.neighbors.SHORTEST_DISTANCE", 0.0)
+    with pytest.raises(AssertionError, match="nobody says so"):
+        CHECKS["close_and_coincident_atoms"](toy())
 
 
 def test_float32_check_rejects_lost_digits():
