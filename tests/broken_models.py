@@ -121,7 +121,7 @@ class Arccos(Toy):
         weights = self.weights(graph)
         pairs = same_centre * weights.unsqueeze(0) * weights.unsqueeze(1)
         angular = (self.angles(cosines) * pairs).sum(dim=1)
-        return super().atomic_energies(graph) + 1e-3 * self.at_centres(graph, angular)
+        return super().atomic_energies(graph) + 1e-2 * self.at_centres(graph, angular)
 
 
 class SafeArccos(Arccos):

@@ -371,7 +371,7 @@ def _assert_no_kink(module: nn.Module, atoms: Atoms, index: int, direction: list
         prediction = predict(module, moved)
         return float(prediction.energy[0]), prediction.forces.numpy()
 
-    step, weights = 1e-3, (4.0, -6.0, 4.0, -1.0)  # a cubic through four points
+    step, weights = 3e-4, (4.0, -6.0, 4.0, -1.0)  # a cubic through four points
     scale = np.abs(at(0.0)[1]).max()
     assert scale > 0.01, "forces too small to say anything"
     before, after = ([at(sign * k * step) for k in (1, 2, 3, 4)] for sign in (-1.0, 1.0))
@@ -457,7 +457,7 @@ def check_float32_is_close(module: nn.Module, in_float32: nn.Module) -> None:
         scale = float(exact.forces.abs().max())
         assert not torch.equal(exact.forces, rounded.forces)
         assert_close(rounded.energy, exact.energy, 1e-5 * len(atoms))
-        assert_close(rounded.forces / scale, exact.forces / scale, 1e-5)
+        assert_close(rounded.forces / scale, exact.forces / scale, 5e-5)
 
 
 def check_torchscript_equals_eager(module: nn.Module) -> None:

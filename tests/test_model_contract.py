@@ -4,7 +4,7 @@ import broken_models as broken
 import model_checks
 import pytest
 import torch
-from model_checks import CHECKS, CUTOFF
+from model_checks import CHECKS, CUTOFF, ethanol, predict
 
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.models import MODELS
@@ -19,14 +19,16 @@ PRESETS = [
 
 
 def untrained(name: str, preset: str) -> EnergyForces:
-    """A random potential in float64, with an energy scale and a shift for each element."""
+    """A random potential in float64 with a scale and a shift for each element, and forces of some eV/angstrom."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         potential = Potential(name, MODELS[name].presets[preset], CUTOFF, ELEMENTS, torch.float64)
     numbers = torch.arange(len(potential.scale), dtype=torch.float64)
     potential.scale.copy_(4.0 + 0.1 * numbers)
     potential.shift.copy_(-10.0 * numbers)
-    return EnergyForces(potential).eval()
+    module = EnergyForces(potential).eval()
+    potential.scale.mul_(3.0 / predict(module, ethanol()).forces.abs().max())
+    return module
 
 
 @pytest.fixture(scope="module", params=PRESETS)
