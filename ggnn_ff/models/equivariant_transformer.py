@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import ElementEmbedding, dense
+from ggnn_ff.layers import ElementEmbedding, dense, with_self_edges
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -150,10 +150,10 @@ class EquivariantTransformer(nn.Module):
         scalars = self.embedding(graph.numbers, radial, envelope, graph.edge_index)  # (N, F)
         vectors = scalars.new_zeros((scalars.shape[0], 3, scalars.shape[1]))
 
-        atoms = torch.arange(scalars.shape[0], device=scalars.device)
-        edge_index = torch.cat([graph.edge_index, torch.stack([atoms, atoms])], dim=1)  # (2, E + N)
-        radial, envelope = self.radial(torch.cat([edge_lengths, scalars.new_zeros(atoms.shape)]))
-        directions = torch.cat([directions, vectors[:, :, 0]])
+        edge_index, edge_lengths, directions = with_self_edges(
+            graph.edge_index, edge_lengths, directions, scalars.shape[0]
+        )
+        radial, envelope = self.radial(edge_lengths)
         for layer in self.layers:
             scalars, vectors = layer(scalars, vectors, radial, envelope, directions, edge_index)
         scalars, vectors = self.gated(self.norm(scalars), vectors)
