@@ -8,10 +8,12 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import linear_readout, mlp_readout
-from ggnn_ff.models import dimenet, egnn, equivariant_transformer, painn, schnet
+from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, painn, schnet
 from ggnn_ff.models.dimenet import DimeNet, DimeNetHyperparameters
 from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
+from ggnn_ff.models.gemnet import GemNet, GemNetHyperparameters
+from ggnn_ff.models.gotennet import GotenNet, GotenNetHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 from ggnn_ff.models.schnet import SchNet, SchNetHyperparameters
 
@@ -32,6 +34,8 @@ MODELS: dict[str, Architecture] = {
     "equivariant_transformer": Architecture(
         EquivariantTransformer, EquivariantTransformerHyperparameters, equivariant_transformer.PRESETS
     ),
+    "gemnet": Architecture(GemNet, GemNetHyperparameters, gemnet.PRESETS, linear_readout),
+    "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
 }
 
