@@ -77,8 +77,8 @@ def schnet() -> None:
         copy_weights(interaction.atomwise_out[2], other.f2out[1])
     copy_readout(potential, model[1])
     deviations = (
-        "the peer's cosine cutoff in place of our envelope, and its rounding of the Gaussians' centres and width; unlike "
-        "its paper, the peer has a cutoff, and no activation at the end of its filter networks: so have we"
+        "the peer's cosine cutoff in place of our envelope, and its rounding of the Gaussians' centres and width; "
+        "unlike its paper, the peer has a cutoff, and no activation at the end of its filter networks: so have we"
     )
     compare("schnet", potential, model, deviations)
 
