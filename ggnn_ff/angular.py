@@ -31,20 +31,23 @@ def _edges_of_atoms(edge_index: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
 def reverse_edges(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int) -> Tensor:
     """The edge j -> i of each edge i -> j, (E,).
 
-    It is the one with the opposite vector: with periodicity several edges lead from j to images of i.
+    It is the one with the opposite vector: with periodicity several edges lead from j to images of i. Sorted by their
+    two atoms, and then by how far they lead in a direction askew to any lattice, the two edges of a pair are next to
+    each other. So there are no comparisons that depend on the data, and no tensor is larger than the list of edges.
 
     Args:
-        edge_index: (2, E), sorted by centre, both directions.
+        edge_index: (2, E), both directions.
         edge_vectors: (E, 3), angstrom.
         n_atoms: N.
     """
-    starts, counts = _edges_of_atoms(edge_index, n_atoms)
-    neighbour = edge_index[1]
-    edges, others = _ranges(starts[neighbour], counts[neighbour])
+    centre, neighbour = edge_index[0], edge_index[1]
     vectors = edge_vectors.detach()
-    apart = (vectors[edges] + vectors[others]).square().sum(dim=-1)
-    is_reverse = (neighbour[others] == edge_index[0][edges]) & (apart < 1e-4)  # square angstrom: zero, but for rounding
-    return torch.zeros_like(neighbour).index_add(0, edges, others * is_reverse)
+    along = vectors[:, 0] + (math.e / 4.0) * vectors[:, 1] + (math.pi / 7.0) * vectors[:, 2]
+    ahead = (centre < neighbour) | ((centre == neighbour) & (along > 0))  # one of each two
+    by_distance = torch.argsort(torch.where(ahead, along, -along))
+    atoms = torch.minimum(centre, neighbour) * n_atoms + torch.maximum(centre, neighbour)
+    order = by_distance[torch.argsort(atoms[by_distance], stable=True)]
+    return order.view(-1, 2).flip(1).flatten()[torch.argsort(order)]
 
 
 def triplets(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
