@@ -8,12 +8,13 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import linear_readout, mlp_readout
-from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, painn, schnet
+from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, nequip, painn, schnet
 from ggnn_ff.models.dimenet import DimeNet, DimeNetHyperparameters
 from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
 from ggnn_ff.models.gemnet import GemNet, GemNetHyperparameters
 from ggnn_ff.models.gotennet import GotenNet, GotenNetHyperparameters
+from ggnn_ff.models.nequip import NequIP, NequIPHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 from ggnn_ff.models.schnet import SchNet, SchNetHyperparameters
 
@@ -36,6 +37,7 @@ MODELS: dict[str, Architecture] = {
     ),
     "gemnet": Architecture(GemNet, GemNetHyperparameters, gemnet.PRESETS, linear_readout),
     "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS),
+    "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
 }
 
