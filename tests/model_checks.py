@@ -21,6 +21,7 @@ from ggnn_ff.export import evaluate
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, Structure, edge_vectors, from_atoms
 from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.stability.smoothness import NEGLIGIBLE, cutoff_crossings, largest_jumps, order_swaps, random_lines
 
 CUTOFF = 5.0
 ROUNDING = 1e-11  # eV, eV/angstrom, eV/angstrom^3: what sums in another order may differ by
@@ -397,6 +398,25 @@ def check_smooth_where_neighbours_swap_order(module: nn.Module) -> None:
     for symbols in ("CHHOH", "COHHH"):
         positions = [[0, 0, 0], [1.1, 0, 0], 1.1 * direction, [-0.6, -1.0, 0.7], [-0.2, 0.3, -1.6]]
         _assert_no_kink(module, Atoms(symbols, positions=positions), 2, direction.tolist())
+
+
+def check_no_jumps(module: nn.Module) -> None:
+    """Along random lines, where two molecules leave each other's sight, and where neighbours swap order."""
+    one, two = molecule("CH3CH2OH"), molecule("CH3CH2OH") + molecule("CH3CH2OH")
+    for atoms, lines in (
+        (one, random_lines(one.positions, 1)),
+        (two, cutoff_crossings(one.positions, CUTOFF, 3)),
+        (one, order_swaps(one.positions, 3)),
+    ):
+
+        def surface(positions: np.ndarray, atoms: Atoms = atoms) -> tuple[np.ndarray, np.ndarray]:
+            frames = [Atoms(atoms.numbers, positions=frame) for frame in positions]
+            prediction = module(*inputs(stack(*frames)))
+            return prediction.energy.numpy(), prediction.forces.numpy().reshape(positions.shape)
+
+        jumps = largest_jumps(surface, lines, step=5e-3, looks=1)
+        assert jumps.energy <= NEGLIGIBLE, jumps
+        assert jumps.forces <= NEGLIGIBLE, jumps
 
 
 # --- special shapes -----------------------------------------------------------------------------------------------

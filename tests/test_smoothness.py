@@ -8,6 +8,7 @@ from ase.calculators.lj import LennardJones
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.smoothness import (
+    NEGLIGIBLE,
     calculator_surface,
     cutoff_crossings,
     largest_jumps,
@@ -16,7 +17,6 @@ from ggnn_ff.stability.smoothness import (
 )
 
 ETHANOL = molecule("CH3CH2OH").positions
-ROUNDING = 1e-11
 
 
 def distances(positions):
@@ -64,8 +64,8 @@ def nearest_neighbour(positions):
 
 def test_smooth_surface_has_no_jumps():
     jumps = largest_jumps(springs, random_lines(ETHANOL, 20))
-    assert jumps.energy < ROUNDING
-    assert jumps.forces < ROUNDING
+    assert jumps.energy < NEGLIGIBLE
+    assert jumps.forces < NEGLIGIBLE
     assert jumps.n_lines == 20
 
 
@@ -74,7 +74,7 @@ def test_jump_of_the_energy_has_its_size(size):
     where = float(np.linalg.norm(ETHANOL[0] - ETHANOL[1]))
     jumps = largest_jumps(with_jump(where, energy=size), random_lines(ETHANOL, 20))
     assert jumps.energy == pytest.approx(size, rel=1e-4)
-    assert jumps.forces < ROUNDING
+    assert jumps.forces < NEGLIGIBLE
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0])
@@ -101,7 +101,7 @@ def test_steep_slope_is_no_jump():
     line = np.zeros((1, 2, 1, 3))
     line[0, :, 0, 0] = -0.1, 0.17
     jumps = largest_jumps(steep, line)
-    assert jumps.energy < ROUNDING
+    assert jumps.energy < NEGLIGIBLE
     assert jumps.forces < 1e-8  # of 1000 eV/angstrom
 
 
@@ -147,7 +147,7 @@ def test_cutoff_is_crossed_in_the_middle_of_each_line():
         return energies + 1e-5 * (r < cutoff).sum(axis=(1, 2)), forces
 
     assert largest_jumps(sharp, lines).energy == pytest.approx(2e-5)
-    assert largest_jumps(springs, lines).energy < ROUNDING
+    assert largest_jumps(springs, lines).energy < NEGLIGIBLE
 
 
 def test_refuses_what_it_cannot_search():

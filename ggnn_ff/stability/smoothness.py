@@ -1,8 +1,9 @@
 """Whether an energy surface is smooth: the largest jumps of energy and forces along lines through configuration space.
 
-A jump is what is left of a difference when the distance goes to zero; a steep slope leaves nothing. It is found by the
-fourth difference on an even grid, which a smooth function makes small (h^4 times its fourth derivative), and then by
-looking closer and closer, down to `FINEST` angstrom. So the functions have to compute in float64.
+A jump is what is left of a difference when the distance goes to zero; a steep slope leaves nothing. It shows in the
+fourth differences on an even grid, f(-2h) - 4 f(-h) + 6 f(0) - 4 f(h) + f(2h): a smooth function makes them h^4 times
+its fourth derivative, a jump three times its size, however small h is. So the search looks closer and closer, where
+they are largest, until they vanish or h is `FINEST`. The functions have to compute in float64.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,9 @@ Surface = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 FINEST: float = 1e-9
 """angstrom, the spacing of the last look."""
+
+NEGLIGIBLE: float = 1e-10
+"""eV or eV/angstrom; a fourth difference below this is rounding, and there is no need to look closer."""
 
 _WINDOW = 4  # grid spacings that a closer look covers
 _REFINEMENT = 4  # by what the spacing shrinks from look to look
@@ -52,7 +56,7 @@ def largest_jumps(surface: Surface, lines: np.ndarray, step: float = 2e-3, looks
         looks: at how many lines to look closer, those with the largest fourth differences, for energy and forces each.
 
     Returns:
-        Of a smooth surface: what rounding leaves.
+        Of a smooth surface: no more than `NEGLIGIBLE`.
 
     Raises:
         InputError: `lines` of another shape, or a line along which nothing moves, or energies that are not finite.
@@ -70,10 +74,7 @@ def largest_jumps(surface: Surface, lines: np.ndarray, step: float = 2e-3, looks
             where, size = _largest_fourth_difference(values)
             found.append(_Suspect(size, number, float(grid[where]), float(grid[1])))
     energy, forces = (
-        max(
-            _look_closer(surface, lines[s.line], s, kind, FINEST / lengths[s.line])
-            for s in sorted(found, reverse=True)[:looks]
-        )
+        max(_look_closer(surface, lines[s.line], s, kind, FINEST / lengths[s.line]) for s in _first(found, looks))
         for kind, found in enumerate(suspects)
     )
     return Jumps(energy[0], forces[0], energy[1:], forces[1:], len(lines))
@@ -87,6 +88,10 @@ class _Suspect:
     line: int
     where: float
     spacing: float
+
+
+def _first(suspects: list[_Suspect], number: int) -> list[_Suspect]:
+    return sorted(suspects, reverse=True)[:number]
 
 
 def _along(surface: Surface, line: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,22 +112,16 @@ def _largest_fourth_difference(values: np.ndarray) -> tuple[int, float]:
 def _look_closer(
     surface: Surface, line: np.ndarray, suspect: _Suspect, kind: int, finest: float
 ) -> tuple[float, int, float]:
-    """Size, line and place of the jump at the suspect; `kind` is 0 for energies and 1 for forces."""
-    where, spacing = suspect.where, suspect.spacing
-    while True:
-        n_points = _WINDOW * _REFINEMENT + 1
+    """Size, line and place of the jump where a suspect is; `kind` is 0 for energies and 1 for forces."""
+    size, where, spacing = suspect.size, suspect.where, suspect.spacing
+    n_points = _WINDOW * _REFINEMENT + 1
+    while size > NEGLIGIBLE and spacing > finest:
         spacing /= _REFINEMENT
         width = (n_points - 1) * spacing
         grid = min(max(where - width / 2, 0.0), 1.0 - width) + spacing * np.arange(n_points)
-        values = _along(surface, line, grid)[kind]
-        row, _ = _largest_fourth_difference(values)
+        row, size = _largest_fourth_difference(_along(surface, line, grid)[kind])
         where = float(grid[row])
-        if spacing <= finest:
-            break
-    steps = np.diff(values, axis=0)  # (K - 1, D)
-    row = int(np.abs(steps[row - 1 : row + 1]).max(axis=1).argmax()) + row - 1
-    before, after = steps[max(row - 1, 0)], steps[min(row + 1, len(steps) - 1)]
-    return float(np.abs(steps[row] - 0.5 * (before + after)).max()), suspect.line, where
+    return size / 3.0, suspect.line, where
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
