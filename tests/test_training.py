@@ -24,7 +24,7 @@ from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
 from ggnn_ff.training import batches, checkpoints
-from ggnn_ff.training.batches import GraphDataset, SeededBatches
+from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
@@ -795,13 +795,18 @@ def test_fewer_batches_than_processes_are_refused(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("painn", {"n_features": 8, "n_layers": 2}), ("dimenet", {"n_features": 8, "n_layers": 1, "n_spherical": 2})],
+)
+@pytest.mark.timeout(1200)
+def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path, name, size):
     frames = labelled_frames(12)
     config = make_config(
         {
             "output": str(tmp_path),
             "data": {"train": "unused.npz"},
-            "model": {"cutoff": 8.0, "hyperparameters": {"n_features": 8, "n_layers": 2, "n_radial": 6}},
+            "model": {"name": name, "cutoff": 8.0, "hyperparameters": {"n_radial": 6, **size}},
             "run": {"dtype": "float64"},
         }
     )
@@ -823,6 +828,21 @@ def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path):
         assert any(bool(gradient.abs().max() > 1e-3) for gradient in results[0][1:])
     with pytest.raises(InputError, match=r"batches of one shape.*run\.compile: false"):
         compiled(dataset.collate([0, 1, 2]))
+
+
+def test_compiled_loss_refuses_a_batch_with_another_number_of_angles(monkeypatch):
+    """A chain and a star of four atoms have equally many edges, but not equally many triplets."""
+    monkeypatch.setattr(CompiledLoss, "_compile", lambda self, batch: lambda *tensors: [torch.zeros(())])
+    compiled = CompiledLoss(torch.nn.Module(), lambda prediction, batch: prediction.energy)
+    nothing = torch.zeros(0)
+    chain, star = (
+        Batch(torch.zeros(4, 3), nothing, nothing, torch.tensor(edges), nothing, nothing, 1, nothing, nothing)
+        for edges in ([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]], [[0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0]])
+    )
+    compiled(chain)
+    compiled(chain)
+    with pytest.raises(InputError, match="equally many atoms, edges and angles, got"):
+        compiled(star)
 
 
 def test_each_epoch_of_a_training_has_another_order_of_batches(tmp_path, data, monkeypatch):

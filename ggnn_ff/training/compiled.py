@@ -46,13 +46,13 @@ class CompiledLoss:
         Raises:
             InputError: a batch of another shape than the first; the graph holds for one shape.
         """
-        shape = (batch.positions.shape[0], batch.edge_index.shape[1], batch.n_structures)
+        shape = _shape(batch)
         if self.compiled is None:
             self.shape, self.compiled = shape, self._compile(batch)
         if shape != self.shape:
             raise InputError(
-                "`run.compile` needs batches of one shape, that is structures with equally many atoms and edges, got "
-                f"(atoms, edges, structures) {shape} after {self.shape}; set `run.compile: false`"
+                "`run.compile` needs batches of one shape, that is structures with equally many atoms, edges and "
+                f"angles, got {shape} after {self.shape} (atoms, edges, structures, angles); set `run.compile: false`"
             )
         with torch.no_grad():
             loss, *gradients = self.compiled([p.detach() for p in self.parameters], *_tensors(batch))
@@ -69,8 +69,17 @@ class CompiledLoss:
             return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
         leaves = [p.detach().clone().requires_grad_(True) for p in self.parameters]
-        graph = make_fx(loss_and_gradient)(leaves, *_tensors(batch))
+        # Numbers read from tensors, such as that of the triplets of edges, become constants: they belong to the shape.
+        graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(leaves, *_tensors(batch))
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
         return torch.compile(graph, dynamic=False, fullgraph=True)
+
+
+def _shape(batch: Batch) -> tuple[int, ...]:
+    """Numbers of atoms, edges, structures, and pairs of edges with one centre, of which the triplets are a part."""
+    n_pairs = int(torch.bincount(batch.edge_index[0]).square().sum())
+    return batch.positions.shape[0], batch.edge_index.shape[1], batch.n_structures, n_pairs
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
