@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -858,3 +859,50 @@ def test_each_epoch_of_a_training_has_another_order_of_batches(tmp_path, data, m
     train(small(data, tmp_path / "run", epochs=3))
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
     assert len({str(order) for _, order in seen}) == 3
+
+
+# A budget of time
+
+
+def by_the_clock(data, output, seconds, **optimizer):
+    return small(data, output, run={"budget_minutes": seconds / 60}, schedule="cosine", **optimizer)
+
+
+def test_budget_ends_the_training_and_anneals_over_it(tmp_path, data):
+    folder = train(by_the_clock(data, tmp_path / "run", 4.0, epochs=1))
+    curve = read_learning_curve(folder)
+    seconds = 60 * curve.minutes
+    assert len(seconds) > 1  # `epochs` does not count
+    assert (np.diff(seconds) > 0).all()
+    assert 4.0 <= seconds[-1] < 15.0
+    assert learning_rate(folder) == pytest.approx(1e-6)
+    assert last_checkpoint(folder)["callbacks"]["Timer"]["time_elapsed"]["train"] >= 4.0
+
+
+def test_interrupted_training_goes_on_with_the_rest_of_its_budget(tmp_path, data):
+    config = by_the_clock(data, tmp_path / "run", 6.0)
+    run_to_death(fit_killed_in_epoch, config, 2, 1)
+    spent = last_checkpoint(config.output)["callbacks"]["Timer"]["time_elapsed"]["train"]
+    assert 0.0 < spent < 6.0
+    assert learning_rate(config.output) < 5e-3
+    began = time.monotonic()
+    train(config)
+    assert is_trained(config.output)
+    minutes = read_learning_curve(config.output).minutes
+    assert 60 * minutes[-1] >= 6.0
+    assert 60 * minutes[-1] <= spent + time.monotonic() - began  # the clock went on, not anew
+    assert learning_rate(config.output) == pytest.approx(1e-6)
+
+
+def test_training_that_was_killed_when_its_budget_was_spent_does_not_go_on(tmp_path, data):
+    config = by_the_clock(data, tmp_path / "run", 2.0)
+    run_to_death(fit_killed_before_export, config)
+    before = last_checkpoint(config.output)["global_step"]
+    train(config)
+    assert is_trained(config.output)
+    assert last_checkpoint(config.output)["global_step"] == before
+
+
+def test_budget_needs_a_validation_in_each_epoch():
+    with pytest.raises(InputError, match=r"`optimizer.validate_every` must be 1 with `run.budget_minutes`.* got 2"):
+        make_config({**MINIMAL, "optimizer": {"validate_every": 2}, "run": {"budget_minutes": 1}})

@@ -111,6 +111,13 @@ class RunConfig(Section):
     strategy: str = "auto"
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none: what torch chooses")
     compile: bool = Field(default=False, description="compile loss and gradient as one graph; needs a C++ compiler")
+    budget_minutes: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="wall-clock time of training, compilation and validation, over all starts; it ends the training in "
+        "place of `optimizer.epochs`, and a cosine schedule anneals over it. How far a training comes then depends on "
+        "the machine, and one that was interrupted does not end with the same bits as one that was not",
+    )
 
 
 class TrainingConfig(Section):
@@ -122,6 +129,15 @@ class TrainingConfig(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _the_last_weights_are_validated(self) -> "TrainingConfig":
+        if self.run.budget_minutes is not None and self.optimizer.validate_every != 1:
+            raise ValueError(
+                "`optimizer.validate_every` must be 1 with `run.budget_minutes`, for time may be up in any epoch and "
+                f"only validated weights are kept, got {self.optimizer.validate_every}"
+            )
+        return self
 
 
 def read_config(path: Path) -> TrainingConfig:

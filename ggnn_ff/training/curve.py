@@ -21,10 +21,12 @@ class LearningCurve:
 
     Attributes:
         epochs: (K,).
+        minutes: (K,) since the training began, without interruptions; NaN where an epoch has no validation.
         panels: label of the axis to curves by name, each (K,), NaN where an epoch has no value.
     """
 
     epochs: np.ndarray
+    minutes: np.ndarray
     panels: dict[str, dict[str, np.ndarray]]
 
 
@@ -48,4 +50,5 @@ def read_learning_curve(run: Path) -> LearningCurve:
         label: {name: np.array([rows[e].get(column, np.nan) for e in epochs]) for name, column in curves.items()}
         for label, curves in PANELS.items()
     }
-    return LearningCurve(np.array(epochs), panels)
+    minutes = np.array([rows[e].get("minutes", np.nan) for e in epochs])
+    return LearningCurve(np.array(epochs), minutes, panels)

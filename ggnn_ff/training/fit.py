@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import lightning
 import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -138,17 +139,22 @@ def make_trainer(config: TrainingConfig, keep: KeepCheckpoints, *, progress: boo
         InputError: `run.accelerator`, `run.devices` or `run.strategy` do not exist here, or do not go together.
     """
     settings, run = config.optimizer, config.run
-    callbacks: list[Callback] = [keep, EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay)]
+    budget = None if run.budget_minutes is None else timedelta(minutes=run.budget_minutes)
+    callbacks: list[Callback] = [
+        keep,
+        EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay),
+        Timer(budget, verbose=False),
+    ]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStopping("valid_loss", patience=settings.early_stopping_patience))
     if progress:
-        callbacks.append(TrainingProgress())
+        callbacks.append(TrainingProgress(run.budget_minutes))
     with quiet_lightning(), _devices_exist(config):
         return lightning.Trainer(
             accelerator=run.accelerator,
             devices=run.devices,
             strategy=run.strategy,
-            max_epochs=settings.epochs,
+            max_epochs=settings.epochs if budget is None else -1,
             gradient_clip_val=settings.gradient_clip,
             check_val_every_n_epoch=settings.validate_every,
             inference_mode=False,  # validation differentiates the energy

@@ -1,9 +1,11 @@
 """The loss and the optimizer, as Lightning wants them."""
 
+import math
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from ggnn_ff.forces import EnergyForces, Prediction
@@ -60,12 +62,32 @@ class TrainingModule(lightning.LightningModule):
         }
         self.log_dict(columns, on_epoch=True, batch_size=batch.n_structures, sync_dist=True, prog_bar=False)
 
+    def on_validation_epoch_end(self) -> None:
+        """Logs how long the training has taken so far."""
+        self.log("minutes", self._seconds() / 60.0, sync_dist=True)
+
+    def _seconds(self) -> float:
+        """Time of training, over all starts."""
+        (timer,) = (callback for callback in self.trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+        return timer.time_elapsed()
+
+    def _annealed(self, budget_minutes: float) -> float:
+        """A cosine over the budget from one to `smallest_learning_rate` / `learning_rate`, the same in each process."""
+        settings = self.config.optimizer
+        smallest = settings.smallest_learning_rate / settings.learning_rate
+        progress = min(self.trainer.strategy.broadcast(self._seconds()) / (60.0 * budget_minutes), 1.0)
+        return smallest + (1.0 - smallest) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
     def configure_optimizers(self) -> Any:
         """AdamW with the configured schedule."""
         settings = self.config.optimizer
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        budget = self.config.run.budget_minutes
+        if settings.schedule == "cosine" and budget is not None:
+            by_time = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self._annealed(budget))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_time, "interval": "step"}}
         if settings.schedule == "cosine":
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
                 optimizer, T_max=settings.epochs, eta_min=settings.smallest_learning_rate

@@ -1,8 +1,9 @@
-"""One line of progress: epochs, time left, validation errors."""
+"""One line of progress: epochs or minutes, time left, validation errors."""
 
 from typing import Any
 
 import lightning
+from lightning.pytorch.callbacks import Timer
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,7 +15,17 @@ from rich.progress import (
 
 
 class TrainingProgress(lightning.Callback):
-    """A bar that counts epochs and shows the latest errors on the validation frames."""
+    """A bar that counts epochs, or the minutes of a budget, and shows the latest errors on the validation frames."""
+
+    def __init__(self, budget_minutes: float | None) -> None:
+        self.budget_minutes = budget_minutes
+
+    def _done(self, trainer: lightning.Trainer) -> float:
+        """Epochs, or minutes if there is a budget of them."""
+        if self.budget_minutes is None:
+            return trainer.current_epoch
+        (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
+        return round(timer.time_elapsed() / 60.0, 1)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Shows the bar."""
@@ -22,13 +33,14 @@ class TrainingProgress(lightning.Callback):
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
+            TextColumn("epochs" if self.budget_minutes is None else "minutes"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             disable=not trainer.is_global_zero,
         )
-        self.task = self.bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
+        total = trainer.max_epochs if self.budget_minutes is None else self.budget_minutes
+        self.task = self.bar.add_task("", total=total, completed=self._done(trainer))  # type: ignore[arg-type]
         self.bar.start()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -40,7 +52,8 @@ class TrainingProgress(lightning.Callback):
                 f"valid: energy {float(m['valid_energy_mae_mev']):.1f} meV, "
                 f"forces {float(m['valid_forces_mae_mev_per_angstrom']):.1f} meV/angstrom"
             )
-        self.bar.update(self.task, completed=trainer.current_epoch + 1, description=text)
+        done = self._done(trainer) + (1 if self.budget_minutes is None else 0)
+        self.bar.update(self.task, completed=done, description=text)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
