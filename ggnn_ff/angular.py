@@ -125,19 +125,48 @@ class SphericalBesselBasis(nn.Module):
         return (series @ self.coefficients).to(edge_lengths.dtype).view(-1, self.n_spherical, self.n_radial)
 
 
-def legendre(cosines: Tensor, n_spherical: int) -> Tensor:
-    """Spherical harmonics Y_l0 of the polar angle, sqrt((2l + 1) / 4 pi) P_l(cos), for l below `n_spherical`.
+def legendre(cosines: Tensor, n_spherical: int, order: int = 0) -> Tensor:
+    """The part of the real spherical harmonics Y_lm that depends on the polar angle, divided by sin^m of it.
+
+    Normalised such that these times sin^m cos(m phi) have unit square over the sphere; for m = 0 they are the functions
+    of DimeNet's basis, sqrt((2l + 1) / 4 pi) P_l(cos). Signs are without the Condon-Shortley phase.
 
     Args:
         cosines: (T,).
-        n_spherical: number of functions.
+        n_spherical: the degrees are l = m ... n_spherical - 1.
+        order: m.
 
     Returns:
-        (T, n_spherical).
+        (T, n_spherical - m), polynomials of the cosine.
     """
-    before, now = torch.zeros_like(cosines), torch.ones_like(cosines)  # P_{l-1}, P_l
+    before, now = torch.zeros_like(cosines), torch.ones_like(cosines)  # derivatives of order m of P_{l-1} and P_l
+    for k in range(order):
+        now = (2 * k + 1) * now
     functions: list[Tensor] = []
-    for order in range(n_spherical):
-        functions.append(math.sqrt((2 * order + 1) / (4.0 * math.pi)) * now)
-        before, now = now, ((2 * order + 1) * cosines * now - order * before) / (order + 1)
+    for degree in range(order, n_spherical):
+        square = (2 * degree + 1) / (4.0 * math.pi) * math.factorial(degree - order) / math.factorial(degree + order)
+        functions.append(math.sqrt(square if order == 0 else 2.0 * square) * now)
+        following = ((2 * degree + 1) * cosines * now - (degree + order) * before) / (degree + 1 - order)
+        before, now = now, following
     return torch.stack(functions, dim=-1)
+
+
+def perpendicular_axes(axes: Tensor) -> tuple[Tensor, Tensor]:
+    """Two unit vectors (E, 3) that make a right-handed frame with each unit vector in `axes` (E, 3).
+
+    They jump with the axis, as any choice must somewhere: only what does not depend on the choice may be made of them.
+    """
+    away = torch.zeros_like(axes).scatter(1, axes.abs().argmin(dim=1, keepdim=True), 1.0)
+    first = torch.linalg.cross(away, axes)
+    first = first / torch.linalg.vector_norm(first, dim=1, keepdim=True)
+    return first, torch.linalg.cross(axes, first)
+
+
+def powers(real: Tensor, imaginary: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Powers 0 ... n - 1 of complex numbers (T,): their real and imaginary parts, (T, n) each."""
+    reals, imaginaries = [torch.ones_like(real)], [torch.zeros_like(real)]
+    for _ in range(n - 1):
+        a, b = reals[-1], imaginaries[-1]
+        reals.append(a * real - b * imaginary)
+        imaginaries.append(a * imaginary + b * real)
+    return torch.stack(reals, dim=-1), torch.stack(imaginaries, dim=-1)

@@ -13,6 +13,8 @@ from ggnn_ff.angular import (
     bessel_zeros,
     edges_of_same_centre,
     legendre,
+    perpendicular_axes,
+    powers,
     reverse_edges,
     triplets,
 )
@@ -136,3 +138,36 @@ def test_legendre():
     for order in range(7):
         expected = np.sqrt((2 * order + 1) / (4 * np.pi)) * eval_legendre(order, cosines.numpy())
         np.testing.assert_allclose(values[:, order].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_legendre_of_higher_order_is_orthonormal_on_the_sphere(order):
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    values = torch.jit.script(legendre)(torch.from_numpy(nodes), 6, order)
+    assert values.shape == (20, 6 - order)
+    assert (values[-1] > 0).all()  # no sign alternates, cos = 1 being near
+    integral_over_phi = 2.0 * np.pi if order == 0 else np.pi  # of cos^2(m phi)
+    weights = torch.from_numpy(weights * (1.0 - nodes**2) ** order * integral_over_phi)
+    overlap = torch.einsum("q,ql,qk->lk", weights, values, values)
+    assert torch.allclose(overlap, torch.eye(6 - order, dtype=torch.float64), atol=1e-12)
+
+
+def test_perpendicular_axes():
+    axes = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    axes = torch.cat([axes, torch.eye(3), -torch.eye(3), torch.ones(1, 3)]).requires_grad_(True)
+    axes = axes / axes.norm(dim=1, keepdim=True)
+    frames = torch.stack([axes, *torch.jit.script(perpendicular_axes)(axes)], dim=1)
+    unit = torch.eye(3, dtype=torch.float64)
+    assert torch.allclose(frames @ frames.transpose(1, 2), unit.expand(len(axes), 3, 3), atol=1e-14)
+    assert torch.allclose(torch.linalg.det(frames), torch.ones(len(axes), dtype=torch.float64))
+    weights = torch.randn(frames.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((frames * weights).sum(), axes)
+    assert gradient.abs().max() < 20
+
+
+def test_powers():
+    numbers = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+    numbers[0] = 0.0
+    real, imaginary = torch.jit.script(powers)(numbers.real, numbers.imag, 5)
+    expected = torch.from_numpy(numbers.numpy()[:, None] ** np.arange(5))
+    assert torch.allclose(torch.complex(real, imaginary), expected, atol=1e-13)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import linear_readout, mlp_readout
-from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, nequip, painn, schnet
+from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, nequip, painn, schnet, spherenet
 from ggnn_ff.models.dimenet import DimeNet, DimeNetHyperparameters
 from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
@@ -17,6 +17,7 @@ from ggnn_ff.models.gotennet import GotenNet, GotenNetHyperparameters
 from ggnn_ff.models.nequip import NequIP, NequIPHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 from ggnn_ff.models.schnet import SchNet, SchNetHyperparameters
+from ggnn_ff.models.spherenet import SphereNet, SphereNetHyperparameters
 
 
 class Architecture(NamedTuple):
@@ -39,6 +40,7 @@ MODELS: dict[str, Architecture] = {
     "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS),
     "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
+    "spherenet": Architecture(SphereNet, SphereNetHyperparameters, spherenet.PRESETS, linear_readout),
 }
 
 

@@ -47,7 +47,7 @@ def orthogonal_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def filters(n_basis: int, n_hidden: int, n_features: int) -> nn.Sequential:
+def filter_layers(n_basis: int, n_hidden: int, n_features: int) -> nn.Sequential:
     """From a basis to one factor for each feature, through a few numbers."""
     return nn.Sequential(orthogonal_linear(n_basis, n_hidden, False), orthogonal_linear(n_hidden, n_features, False))
 
@@ -89,7 +89,7 @@ class InteractionBlock(nn.Module):
 
     def __init__(self, n_radial: int, n_basis_features: int, n_features: int, n_triplet_features: int) -> None:
         super().__init__()
-        self.radial_filter = filters(n_radial, n_basis_features, n_features)
+        self.radial_filter = filter_layers(n_radial, n_basis_features, n_features)
         self.kj = nn.Sequential(orthogonal_linear(n_features, n_features), nn.SiLU())
         self.ji = nn.Sequential(orthogonal_linear(n_features, n_features), nn.SiLU())
         self.down = nn.Sequential(orthogonal_linear(n_features, n_triplet_features, False), nn.SiLU())
@@ -127,29 +127,17 @@ class OutputBlock(nn.Module):
         return self.layers(atoms.index_add(0, edge_index[0], messages * self.radial_filter(radial)))
 
 
-class DimeNet(nn.Module):
-    """Messages live on edges and know the angles at which they meet, DimeNet++.
+class DirectionalMessagePassing(nn.Module):
+    """All blocks of DimeNet++, given the geometry: what k -> j -> i means is in the filters of the triplets.
 
-    The features of an atom are those of all output blocks, one after the other: the linear readout of `MODELS` then is
-    the sum of the blocks' linear readouts, as in the paper.
-
-    Deviations: the frequencies of the radial basis are fixed, and the envelope multiplies the spherical basis as in
-    DimeNet's section 5, where the authors' code multiplies by envelope * r_c / r. Bases are without dimension, as in
-    that code.
+    The features of an atom are those of all output blocks, one after the other: a linear readout of them is the sum of
+    the blocks' linear readouts, as in the paper.
     """
 
-    def __init__(self, hyperparameters: DimeNetHyperparameters, cutoff: float, elements: Sequence[str]) -> None:
+    def __init__(self, h: DimeNetHyperparameters, elements: Sequence[str]) -> None:
         super().__init__()
-        h = hyperparameters
         self.n_features = h.n_output_features * (h.n_layers + 1)
-        self.cutoff, self.n_spherical = cutoff, h.n_spherical
-        self.basis = BesselBasis(h.n_radial, cutoff)
-        self.spherical_basis = SphericalBesselBasis(h.n_spherical, h.n_radial, cutoff)
-        self.envelope = PolynomialEnvelope(cutoff, h.envelope_exponent)
         self.embedding = EmbeddingBlock(elements, h.n_radial, h.n_features)
-        self.angle_filters = nn.ModuleList(
-            filters(h.n_spherical * h.n_radial, h.n_basis_features, h.n_triplet_features) for _ in range(h.n_layers)
-        )
         self.interactions = nn.ModuleList(
             InteractionBlock(h.n_radial, h.n_basis_features, h.n_features, h.n_triplet_features)
             for _ in range(h.n_layers)
@@ -159,21 +147,57 @@ class DimeNet(nn.Module):
             OutputBlock(h.n_radial, h.n_features, h.n_output_features) for _ in range(h.n_layers)
         )
 
+    def forward(self, graph: Graph, radial: Tensor, filters: list[Tensor], ji: Tensor, kj: Tensor) -> Tensor:
+        """Features of each atom, (N, n_features).
+
+        Args:
+            graph: only its atoms and edges are looked at, not its vectors.
+            radial: (E, B), zero at the cutoff.
+            filters: of each interaction (T, n_triplet_features), zero where k is at the cutoff.
+            ji: (T,), the edges that hear.
+            kj: (T,), the edges that are heard.
+        """
+        edge_index, n_atoms = graph.edge_index, graph.numbers.shape[0]
+        messages = self.embedding(graph.numbers, radial, edge_index)  # (E, F)
+        features = [self.first_output(messages, radial, edge_index, n_atoms)]
+        for layer, (interaction, output) in enumerate(zip(self.interactions, self.outputs)):  # noqa: B905 (TorchScript knows no strict)
+            messages = interaction(messages, radial, filters[layer], ji, kj)
+            features.append(output(messages, radial, edge_index, n_atoms))
+        return torch.cat(features, dim=-1)
+
+
+class DimeNet(nn.Module):
+    """Messages live on edges and know the angles at which they meet, DimeNet++.
+
+    Deviations: the frequencies of the radial basis are fixed, and the envelope multiplies the spherical basis as in
+    DimeNet's section 5, where the authors' code multiplies by envelope * r_c / r. Bases are without dimension, as in
+    that code.
+    """
+
+    def __init__(self, hyperparameters: DimeNetHyperparameters, cutoff: float, elements: Sequence[str]) -> None:
+        super().__init__()
+        h = hyperparameters
+        self.cutoff, self.n_spherical = cutoff, h.n_spherical
+        self.basis = BesselBasis(h.n_radial, cutoff)
+        self.spherical_basis = SphericalBesselBasis(h.n_spherical, h.n_radial, cutoff)
+        self.envelope = PolynomialEnvelope(cutoff, h.envelope_exponent)
+        self.angle_filters = nn.ModuleList(
+            filter_layers(h.n_spherical * h.n_radial, h.n_basis_features, h.n_triplet_features)
+            for _ in range(h.n_layers)
+        )
+        self.message_passing = DirectionalMessagePassing(h, elements)
+        self.n_features = self.message_passing.n_features
+
     def forward(self, graph: Graph) -> Tensor:
         """Features of each atom, (N, n_features)."""
-        edge_index, n_atoms = graph.edge_index, graph.numbers.shape[0]
-        edge_vectors = graph.edge_vectors.to(self.embedding.elements.weight.dtype)
+        edge_vectors = graph.edge_vectors.to(self.message_passing.embedding.elements.weight.dtype)
         edge_lengths = torch.linalg.vector_norm(edge_vectors, dim=-1)  # (E,)
         directions = edge_vectors / edge_lengths.unsqueeze(-1)  # (E, 3)
         envelope = self.envelope(edge_lengths)
         radial = self.cutoff * self.basis(edge_lengths) * envelope.unsqueeze(-1)  # (E, B)
         spherical = self.spherical_basis(edge_lengths) * envelope.view(-1, 1, 1)  # (E, L, B)
-        ji, kj = triplets(edge_index, graph.edge_vectors, n_atoms)  # (T,) each
+        ji, kj = triplets(graph.edge_index, graph.edge_vectors, graph.numbers.shape[0])  # (T,) each
         cosines = -(directions[ji] * directions[kj]).sum(dim=-1)  # (T,), of the angle at j
         angular = (spherical[kj] * legendre(cosines, self.n_spherical).unsqueeze(-1)).flatten(1)  # (T, L * B)
-        messages = self.embedding(graph.numbers, radial, edge_index)  # (E, F)
-        features = [self.first_output(messages, radial, edge_index, n_atoms)]
-        for interaction, angle_filter, output in zip(self.interactions, self.angle_filters, self.outputs):  # noqa: B905 (TorchScript knows no strict)
-            messages = interaction(messages, radial, angle_filter(angular), ji, kj)
-            features.append(output(messages, radial, edge_index, n_atoms))
-        return torch.cat(features, dim=-1)
+        filters = [angle_filter(angular) for angle_filter in self.angle_filters]  # (T, n_triplet_features) each
+        return self.message_passing(graph, radial, filters, ji, kj)

@@ -95,16 +95,17 @@ def copied(model: DimeNetPlusPlus) -> Potential:
     """Ours with the weights of the peer."""
     h = HYPERPARAMETERS
     potential = Potential("dimenet", h, CUTOFF, ELEMENTS, torch.float64)
-    ours = potential.representation
-    ours.spherical_basis = CodeBasis(ours.spherical_basis)
+    representation = potential.representation
+    representation.spherical_basis = CodeBasis(representation.spherical_basis)
+    ours = representation.message_passing
     with torch.no_grad():
         ours.embedding.elements.weight.copy_(model.emb.emb.weight[NUMBERS])
-        model.rbf.freq.copy_(ours.basis.frequencies * CUTOFF)  # rounded to float32 in ours
+        model.rbf.freq.copy_(representation.basis.frequencies * CUTOFF)  # rounded to float32 in ours
     copy_sequence(ours.embedding.radial, [model.emb.lin_rbf])
     copy_sequence(ours.embedding.message, [model.emb.lin])
     parity = torch.tensor([(-1.0) ** order for order in range(h.n_spherical)], dtype=torch.float64)
     for block, angle_filter, source in zip(
-        ours.interactions, ours.angle_filters, model.interaction_blocks, strict=True
+        ours.interactions, representation.angle_filters, model.interaction_blocks, strict=True
     ):
         copy_sequence(block.radial_filter, [source.lin_rbf1, source.lin_rbf2])
         copy_sequence(angle_filter, [source.lin_sbf1, source.lin_sbf2])
