@@ -31,12 +31,12 @@ PRESETS = {
 class Convolution(nn.Module):
     """Messages and what atoms make of them: equations 3, 7 (with the soft edges of equation 8) and 6."""
 
-    def __init__(self, n_features: int, cutoff: float) -> None:
+    def __init__(self, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.cutoff = cutoff
         # The first layer of phi_e acts on h_i, h_j and the squared distance: three products instead of one with their
-        # concatenation, two of which need to be taken for each atom only.
+        # concatenation. Two of them need to be taken for each atom only; and the weights of the third begin within
+        # 1 / angstrom^2, not one over the root of the concatenation's width, so that bond lengths tell at once.
         self.phi_e_atoms = nn.Linear(n_features, 2 * n_features)
         self.phi_e_distance = nn.Linear(1, n_features)
         self.phi_e = nn.Sequential(nn.SiLU(), nn.Linear(n_features, n_features), nn.SiLU())
@@ -48,7 +48,7 @@ class Convolution(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """New scalars (N, F) and the messages (E, F); edge vectors are (E, 3), displaced, and envelope (E, 1)."""
         centre, neighbour = edge_index[0], edge_index[1]
-        squared = (edge_vectors * edge_vectors).sum(dim=-1, keepdim=True) / self.cutoff**2  # (E, 1)
+        squared = (edge_vectors * edge_vectors).sum(dim=-1, keepdim=True)  # (E, 1), angstrom^2
         received, sent = self.phi_e_atoms(scalars).split(self.n_features, dim=-1)  # (N, F) each
         messages = self.phi_e(received[centre] + sent[neighbour] + self.phi_e_distance(squared))  # (E, F)
         heard = torch.zeros_like(scalars).index_add(0, centre, messages * (self.phi_inf(messages) * envelope))
@@ -65,11 +65,11 @@ class Displacement(nn.Module):
         self.phi_x = nn.Sequential(nn.Linear(n_features, n_features), nn.SiLU(), last)
 
     def forward(
-        self, edge_vectors: Tensor, messages: Tensor, envelope: Tensor, edge_index: Tensor, n_atoms: int
+        self, edge_vectors: Tensor, messages: Tensor, weights: Tensor, edge_index: Tensor, n_atoms: int
     ) -> Tensor:
-        """Edge vectors (E, 3) between the atoms once they have moved."""
+        """Edge vectors (E, 3) between the atoms once they have moved; weights (E, 1) are those of a mean."""
         centre, neighbour = edge_index[0], edge_index[1]
-        pushes = edge_vectors * (self.phi_x(messages) * -envelope)  # (E, 3); r_ij = x_j - x_i, the paper has x_i - x_j
+        pushes = edge_vectors * (self.phi_x(messages) * -weights)  # (E, 3); r_ij = x_j - x_i, the paper has x_i - x_j
         moved = edge_vectors.new_zeros((n_atoms, 3)).index_add(0, centre, pushes)
         return edge_vectors + moved[neighbour] - moved[centre]
 
@@ -81,9 +81,9 @@ class EGNN(nn.Module):
     r_ij + u_j - u_i, and u is a sum of edge vectors; so the update is exact, in periodic cells too.
 
     Deviations from the paper, for dynamics: messages end smoothly at a cutoff, through a polynomial envelope of the
-    original distance, where the paper has every pair of atoms; the factor C = 1 / (M - 1) of equation 4, which depends
-    on the number of atoms M, is left to phi_x; and no displacement follows the last layer, which nobody would see.
-    Squared distances are taken in units of the cutoff.
+    original distance, u(r_ij), where the paper has every pair of atoms; the factor C = 1 / (M - 1) of equation 4, with
+    M the number of atoms, becomes 1 / (1 + sum_j u(r_ij)), which does not depend on atoms out of reach; and no
+    displacement follows the last layer, which nobody would see.
     """
 
     def __init__(self, hyperparameters: EGNNHyperparameters, cutoff: float, elements: Sequence[str]) -> None:
@@ -91,18 +91,22 @@ class EGNN(nn.Module):
         self.n_features = hyperparameters.n_features
         self.embedding = ElementEmbedding(elements, self.n_features)
         self.envelope = PolynomialEnvelope(cutoff, hyperparameters.envelope_exponent)
-        self.first = Convolution(self.n_features, cutoff)
+        self.first = Convolution(self.n_features)
         n_more = hyperparameters.n_layers - 1
         self.displacements = nn.ModuleList(Displacement(self.n_features) for _ in range(n_more))
-        self.convolutions = nn.ModuleList(Convolution(self.n_features, cutoff) for _ in range(n_more))
+        self.convolutions = nn.ModuleList(Convolution(self.n_features) for _ in range(n_more))
 
     def forward(self, graph: Graph) -> Tensor:
         """Scalar features of each atom, (N, F)."""
         edge_vectors = graph.edge_vectors.to(self.embedding.weight.dtype)
         envelope = self.envelope(torch.linalg.vector_norm(edge_vectors, dim=-1)).unsqueeze(-1)  # (E, 1)
         scalars = self.embedding(graph.numbers)  # (N, F)
+        n_atoms = scalars.shape[0]
+        centre = graph.edge_index[0]
+        reach = envelope.new_ones((n_atoms, 1)).index_add(0, centre, envelope)  # (N, 1)
+        weights = envelope / reach[centre]  # (E, 1)
         scalars, messages = self.first(scalars, edge_vectors, envelope, graph.edge_index)
         for displacement, convolution in zip(self.displacements, self.convolutions):  # noqa: B905 (TorchScript knows no strict)
-            edge_vectors = displacement(edge_vectors, messages, envelope, graph.edge_index, scalars.shape[0])
+            edge_vectors = displacement(edge_vectors, messages, weights, graph.edge_index, n_atoms)
             scalars, messages = convolution(scalars, edge_vectors, envelope, graph.edge_index)
         return scalars
