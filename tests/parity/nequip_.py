@@ -125,8 +125,8 @@ def main() -> None:
         "nequip 0.19.1",
         [evaluate(ours, atoms) for atoms in structures],
         [evaluate_peer(theirs, atoms) for atoms in structures],
-        "`parity: false` of the peer; the peer's gain of the SiLU, which it draws at random (off by 2e-3), put in ours; "
-        "what is left comes from our frequencies, which are rounded to float32",
+        "`parity: false` of the peer; the peer's gain of the SiLU, which it draws at random (off by 2e-3), put in ours;"
+        " what is left comes from our frequencies, which are rounded to float32",
     )
 
 
