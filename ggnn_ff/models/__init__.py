@@ -8,16 +8,30 @@ from torch import nn
 
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.layers import linear_readout, mlp_readout
-from ggnn_ff.models import dimenet, egnn, equivariant_transformer, gemnet, gotennet, nequip, painn, schnet, spherenet
+from ggnn_ff.models import (
+    dimenet,
+    egnn,
+    equivariant_transformer,
+    gemnet,
+    gotennet,
+    mace,
+    nequip,
+    painn,
+    schnet,
+    spherenet,
+    tfn,
+)
 from ggnn_ff.models.dimenet import DimeNet, DimeNetHyperparameters
 from ggnn_ff.models.egnn import EGNN, EGNNHyperparameters
 from ggnn_ff.models.equivariant_transformer import EquivariantTransformer, EquivariantTransformerHyperparameters
 from ggnn_ff.models.gemnet import GemNet, GemNetHyperparameters
 from ggnn_ff.models.gotennet import GotenNet, GotenNetHyperparameters
+from ggnn_ff.models.mace import MACE, MACEHyperparameters, MACEReadout
 from ggnn_ff.models.nequip import NequIP, NequIPHyperparameters
 from ggnn_ff.models.painn import PaiNN, PaiNNHyperparameters
 from ggnn_ff.models.schnet import SchNet, SchNetHyperparameters
 from ggnn_ff.models.spherenet import SphereNet, SphereNetHyperparameters
+from ggnn_ff.models.tfn import TFN, TFNHyperparameters
 
 
 class Architecture(NamedTuple):
@@ -38,9 +52,11 @@ MODELS: dict[str, Architecture] = {
     ),
     "gemnet": Architecture(GemNet, GemNetHyperparameters, gemnet.PRESETS, linear_readout),
     "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS),
+    "mace": Architecture(MACE, MACEHyperparameters, mace.PRESETS, MACEReadout),
     "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
     "spherenet": Architecture(SphereNet, SphereNetHyperparameters, spherenet.PRESETS, linear_readout),
+    "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS),
 }
 
 
