@@ -249,6 +249,50 @@ def check(
         sys.exit(1)
 
 
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Option(help="labelled frames to train and validate on")],
+    test: Annotated[Path, typer.Option(help="labelled frames to measure errors on")],
+    output: Output,
+    models: Annotated[str, typer.Option(help="all, or names with commas between: painn,mace")] = "all",
+    budget: Annotated[str, typer.Option(help="time of training of each: 15min, 90s, 2h")] = "15min",
+    valid: Annotated[int, typer.Option(help="how many frames of the data validate; the others train")] = 50,
+    preset: Annotated[str, typer.Option(help="small, default or large hyper-parameters")] = "small",
+    learning_rate: Annotated[float, typer.Option(help="the first one")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="frames")] = 10,
+    seed: Annotated[int, typer.Option(help="of split, weights, batches and velocities")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of training [default: torch's choice]")] = None,
+    compile_training: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="compile the loss; needs frames of one molecule")
+    ] = False,
+) -> None:
+    """Train architectures for the same time on the same data, measure them, and write table and pictures.
+
+    For each: errors, time per step, largest jumps of energy and forces, energy conservation, stability when hot. Run
+    again to go on after a kill; exit status 1 when an architecture could not be trained or measured.
+    """
+    from ggnn_ff.comparison.run import compare as run
+    from ggnn_ff.comparison.settings import make_settings, parse_budget, parse_models
+
+    settings = make_settings(
+        data=data,
+        test=test,
+        budget_minutes=parse_budget(budget),
+        n_valid=valid,
+        preset=preset,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+        threads=threads,
+        compile=compile_training,
+    )
+    failures = run(settings, parse_models(models), output, console)
+    print((output / "comparison.md").read_text(encoding="utf8"))
+    console.print(f"raw figures and pictures in {output}", soft_wrap=True, markup=False)
+    if failures:
+        sys.exit(1)
+
+
 @contextmanager
 def _bar(unit: str) -> Iterator[tuple[Progress, TaskID]]:
     """A progress bar and its task, which counts `unit`."""

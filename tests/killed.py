@@ -89,3 +89,21 @@ def md_killed_at(step, potential, atoms, folder, settings):
 
     RunFiles.log, RunFiles.checkpoint = deadly, rarely
     run_md(potential, atoms, folder, settings, progress=False)
+
+
+def compare_killed_in_training(settings, models, folder, sizes, model, epoch):
+    """A comparison that dies while `model` trains."""
+    from rich.console import Console
+
+    from ggnn_ff.comparison.run import compare
+    from ggnn_ff.training.module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def deadly(module, *arguments):
+        if module.config.model.name == model and module.current_epoch == epoch:
+            die()
+        return step(module, *arguments)
+
+    TrainingModule.training_step = deadly
+    compare(settings, models, folder, Console(quiet=True), sizes)

@@ -25,6 +25,7 @@ NOT_FINITE = (
     "positions, forces or energy are not finite by step {step}; the last good frame is in last_good.xyz. Use a shorter "
     "time step, or train on more structures of this kind"
 )
+COLLAPSED = "the structure broke by step {step}: {reason}; the last good frame is in last_good.xyz"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def run_md(
                     engine.step(n_steps)
                 except FloatingPointError as error:
                     raise UnstableDynamics(NOT_FINITE.format(step=step + n_steps)) from error
+                except InputError as error:  # the structure can no longer be evaluated
+                    raise UnstableDynamics(COLLAPSED.format(step=step + n_steps, reason=error)) from error
                 durations.append((time.perf_counter() - began) / n_steps)
                 step += n_steps
                 state = watch.read(step, engine)

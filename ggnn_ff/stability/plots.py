@@ -56,13 +56,13 @@ def plot_learning_curve(epochs: np.ndarray, panels: Mapping[str, Mapping[str, np
                 raise InputError(
                     f"curve {name!r} must have one value for each of {len(epochs)} epochs, got {len(values)}"
                 )
-    figure = _figure(4.6 * len(panels), 3.6)
+    figure = new_figure(4.6 * len(panels), 3.6)
     for axes, (label, curves) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for color, (name, values) in zip(_colors(len(curves)), curves.items(), strict=True):
             known = np.isfinite(values)
             axes.plot(np.asarray(epochs)[known], np.asarray(values)[known], color=color, lw=1.4, label=name)
         axes.set_yscale("log")
-        _label(axes, "epoch", label)
+        label_axes(axes, "epoch", label)
         axes.legend(frameon=False)
     return figure
 
@@ -85,7 +85,7 @@ def plot_force_parity(reference: np.ndarray, predicted: np.ndarray, numbers: np.
             f"{reference.shape}, {predicted.shape} and {len(numbers)} atoms"
         )
     error = (predicted - reference) * _MEV_PER_EV
-    figure = _figure(9.4, 4.4)
+    figure = new_figure(9.4, 4.4)
     parity, histogram = figure.subplots(1, 2, width_ratios=(1.15, 1))
     limit = 1.05 * float(np.abs(np.concatenate([reference, predicted])).max())
     parity.plot([-limit, limit], [-limit, limit], color="0.6", lw=1, zorder=0)
@@ -105,9 +105,9 @@ def plot_force_parity(reference: np.ndarray, predicted: np.ndarray, numbers: np.
     text = f"MAE {np.abs(error).mean():.1f} meV/Å\nRMSE {np.sqrt(np.mean(error**2)):.1f} meV/Å"
     parity.text(0.04, 0.96, text, transform=parity.transAxes, va="top", fontsize=11)
     parity.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    _label(parity, "reference force component (eV/Å)", "predicted force component (eV/Å)")
+    label_axes(parity, "reference force component (eV/Å)", "predicted force component (eV/Å)")
     parity.legend(frameon=False, loc="lower right", markerscale=4, title="element, meV/Å")
-    _label(histogram, "predicted − reference (meV/Å)", "density (Å/meV)")
+    label_axes(histogram, "predicted − reference (meV/Å)", "density (Å/meV)")
     histogram.axvline(0, color="0.6", lw=1, zorder=0)
     histogram.set_xlim(-largest, largest)
     return figure
@@ -123,7 +123,7 @@ def plot_energies(series: Mapping[str, Energies], n_atoms: int) -> "Figure":
     Raises:
         InputError: if matplotlib is not installed, or energies lack times or kinetic energies.
     """
-    figure = _figure(8.6, 7.2)
+    figure = new_figure(8.6, 7.2)
     panels = figure.subplots(3, 1, sharex=True)
     for color, (name, energies) in zip(_colors(len(series)), series.items(), strict=True):
         if energies.times_fs is None or energies.kinetic is None or energies.total is None:
@@ -136,9 +136,9 @@ def plot_energies(series: Mapping[str, Energies], n_atoms: int) -> "Figure":
             # the widest line goes behind, so that it hides none of the others
             order = 2 + 1 / (1 + float(np.ptp(values)))
             axes.plot(*_thin(times, values), color=color, lw=0.9, alpha=0.85, zorder=order, label=name)
-    _label(panels[0], "", "total − start\n(meV/atom)")
-    _label(panels[1], "", "kinetic\n(meV/atom)")
-    _label(panels[2], "time (ps)", "potential − start\n(meV/atom)")
+    label_axes(panels[0], "", "total − start\n(meV/atom)")
+    label_axes(panels[1], "", "kinetic\n(meV/atom)")
+    label_axes(panels[2], "time (ps)", "potential − start\n(meV/atom)")
     panels[0].legend(frameon=False, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1))
     figure.align_ylabels(list(panels))
     return figure
@@ -157,7 +157,7 @@ def plot_distance_distribution(
     Raises:
         InputError: if matplotlib is not installed.
     """
-    figure = _figure(8.0, 3.8)
+    figure = new_figure(8.0, 3.8)
     _draw_distribution(figure.subplots(), distances, distributions, reference)
     return figure
 
@@ -168,7 +168,7 @@ def plot_check(report: Report) -> "Figure":
     Raises:
         InputError: if matplotlib is not installed.
     """
-    figure = _figure(11.0, 6.6)
+    figure = new_figure(11.0, 6.6)
     panels = figure.subplots(2, 2)
     trajectory = report.trajectory
     _draw_total_energy(panels[0, 0], report)
@@ -196,7 +196,7 @@ def _draw_total_energy(axes: "Axes", report: Report) -> None:
         line = total.mean() + drift.value * (times - times.mean())
         axes.plot(times, line, color=COLORS[1], lw=1.6)
         axes.set_title(f"drift {drift.text} {drift.unit}", loc="right", fontsize=9, color=COLORS[1])
-    _label(axes, label, "total − start (meV/atom)")
+    label_axes(axes, label, "total − start (meV/atom)")
 
 
 def _draw_energy_parts(axes: "Axes", energies: Energies | None, n_atoms: int) -> None:
@@ -210,7 +210,7 @@ def _draw_energy_parts(axes: "Axes", energies: Energies | None, n_atoms: int) ->
         kinetic = energies.kinetic * _MEV_PER_EV / n_atoms
         axes.plot(*_thin(times, kinetic), color=COLORS[1], lw=0.8, alpha=0.85, label="kinetic")
     axes.plot(*_thin(times, potential), color=COLORS[2], lw=0.8, alpha=0.85, label="potential − start")
-    _label(axes, label, "energy (meV/atom)")
+    label_axes(axes, label, "energy (meV/atom)")
     axes.legend(
         frameon=False,
         ncols=2,
@@ -237,7 +237,7 @@ def _draw_distribution(
         start, end = distances[occupied[0]] - 0.3, distances[occupied[-1]] + 0.3
         axes.set_xlim(max(0.0, start), min(end, distances[-1] + width))
     axes.set_ylim(bottom=0)
-    _label(axes, "interatomic distance r (Å)", "h(r) (1/Å)")
+    label_axes(axes, "interatomic distance r (Å)", "h(r) (1/Å)")
     axes.legend(frameon=False)
 
 
@@ -256,7 +256,7 @@ def _draw_bonds(axes: "Axes", report: Report) -> None:
         axes.set_ylim(0, min(float(bonds.largest.max()) * 1.05, 4.0))
         axes.axvline(times[bonds.first_frame], color=COLORS[1], lw=1.2)
         axes.set_title(f"{bonds.broken} breaks", loc="right", fontsize=9, color=COLORS[1])
-    _label(axes, label, "|length − reference| (Å)")
+    label_axes(axes, label, "|length − reference| (Å)")
 
 
 def _times(times_fs: np.ndarray | None, count: int, counted: str = "row") -> tuple[np.ndarray, str]:
@@ -276,7 +276,12 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[rows], y[rows]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of its own, in inches.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -288,7 +293,8 @@ def _colors(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def _label(axes: "Axes", x: str, y: str) -> None:
+def label_axes(axes: "Axes", x: str, y: str) -> None:
+    """Labels, and the style that all pictures have."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)

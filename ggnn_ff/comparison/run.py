@@ -1,0 +1,192 @@
+"""A comparison in a folder: each architecture trained, measured and entered into the table, one after the other."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+
+from ggnn_ff.comparison.measure import measure_dynamics, measure_jumps
+from ggnn_ff.comparison.plots import plot_accuracy_speed, plot_conservation_accuracy, plot_curves
+from ggnn_ff.comparison.row import CurvePoint, Row
+from ggnn_ff.comparison.settings import Settings, Sizes
+from ggnn_ff.comparison.speed import measure_speed
+from ggnn_ff.comparison.table import markdown
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import TORCHSCRIPT, export_torchscript, load_potential
+from ggnn_ff.files import write_atomically
+from ggnn_ff.stability.plots import save_figure
+from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.curve import LearningCurve, read_learning_curve
+from ggnn_ff.training.data_files import hash_files, load_split
+from ggnn_ff.training.fit import fit
+from ggnn_ff.training.surroundings import torch_state_kept
+
+SETTINGS, ROW = "settings.json", "row.json"
+
+
+def compare(
+    settings: Settings,
+    models: Sequence[str],
+    folder: Path,
+    console: Console,
+    sizes: Sizes = Sizes(),  # noqa: B008 (immutable)
+) -> dict[str, str]:
+    """Trains and measures each of `models`; what was done before a kill is not done again.
+
+    Args:
+        settings: the same for all.
+        models: names in `MODELS`. Further ones may join later, in the same folder.
+        folder: receives a folder for each architecture with its training, `potential.pt`, simulations and `row.json`,
+            and for all `comparison.json`, `comparison.md`, `accuracy_speed.png`, `conservation_accuracy.png` and
+            `learning_curves.png`, anew whenever a row is finished.
+        console: is told what goes on.
+        sizes: how much is measured.
+
+    Returns:
+        Reasons why architectures have no row, by name; the others have one.
+
+    Raises:
+        InputError: data that cannot be used, or a folder with a comparison of other settings or data.
+    """
+    load_split(settings.training(models[0], folder).data)  # errors of the data concern all
+    _claim(settings, sizes, folder)
+    failures: dict[str, str] = {}
+    for number, model in enumerate(models, start=1):
+        where = folder / model
+        if not (where / ROW).exists():
+            console.print(f"[{number}/{len(models)}] {model}", markup=False)
+            try:
+                row = _make_row(settings, model, where, console, sizes)
+            except (InputError, RuntimeError) as error:  # of this architecture; the others go on
+                failures[model] = f"{type(error).__name__}: {error}"
+                console.print(f"{model} failed: {error}", markup=False, soft_wrap=True)
+            else:
+                _write(where / ROW, row.model_dump_json(indent=1))
+        _write_results(settings, models, failures, folder, sizes)
+    return failures
+
+
+def _claim(settings: Settings, sizes: Sizes, folder: Path) -> None:
+    """Makes sure that what the folder holds was made with these settings and data."""
+    hashes = hash_files(settings.training("painn", folder).data)
+    now = {**settings.model_dump(mode="json"), **hashes, "sizes": sizes.model_dump()}
+    path = folder / SETTINGS
+    if not path.exists():
+        _write(path, json.dumps(now, indent=1))
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged; choose another folder, or delete it") from error
+    changed = ", ".join(f"`{k}` was {before.get(k)} and is now {now[k]}" for k in now if before.get(k) != now[k])
+    if changed:
+        raise InputError(f"`output` {folder} holds another comparison: {changed}; choose another folder, or delete it")
+
+
+def _make_row(settings: Settings, model: str, folder: Path, console: Console, sizes: Sizes) -> Row:
+    def say(text: str) -> None:
+        console.print(f"  {text}", markup=False)
+
+    config = settings.training(model, folder / "training")
+    say(f"training for {settings.budget_minutes:g} minutes")
+    fit(config, progress=console.is_terminal)
+    potential = export_torchscript(config.output, folder / TORCHSCRIPT)
+    errors = potential.contract.test_errors
+    assert errors is not None  # there is a test file
+    say(f"force MAE {errors.forces_mae_mev_per_angstrom:.2f} meV/angstrom")
+    start = load_split(config.data).test.atoms(0)
+    curve = read_learning_curve(config.output)
+    with torch_state_kept(settings.seed, 1):
+        say("time per step")
+        speed = measure_speed(potential, sizes.evaluations, sizes.seconds)
+        say("jumps")
+        jumps = measure_jumps(load_potential(config.output, dtype="float64"), start, sizes)
+        nve, hot = measure_dynamics(potential, start, folder, sizes, settings.seed, say)
+    eager = load_potential(config.output).module
+    return Row(
+        model=model,
+        hyperparameters=potential.contract.hyperparameters,
+        n_parameters=sum(parameter.numel() for parameter in eager.parameters()),
+        device=_device(config),
+        epochs=int(curve.epochs[-1]) + 1,
+        errors=errors,
+        speed=speed,
+        jumps=jumps,
+        nve=nve,
+        hot=hot,
+        curve=_points(curve),
+    )
+
+
+def _device(config: TrainingConfig) -> str:
+    """What Lightning chooses for `accelerator: auto`."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {config.run.threads or torch.get_num_threads()} threads"
+
+
+def _points(curve: LearningCurve) -> list[CurvePoint]:
+    energy, forces = (curve.panels[panel]["validation"] for panel in ("energy MAE (meV)", "force MAE (meV/Å)"))
+    return [
+        CurvePoint(
+            minutes=float(curve.minutes[k]),
+            epoch=int(epoch),
+            energy_mae_mev=float(energy[k]),
+            forces_mae_mev_per_angstrom=float(forces[k]),
+        )
+        for k, epoch in enumerate(curve.epochs)
+    ]
+
+
+def _write_results(
+    settings: Settings, models: Sequence[str], failures: dict[str, str], folder: Path, sizes: Sizes
+) -> None:
+    """Tables and pictures of the rows there are."""
+    rows = [_read_row(folder / model / ROW) for model in models if (folder / model / ROW).exists()]
+    machine = {
+        "date": date.today().isoformat(),
+        "machine": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+    content: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "sizes": sizes.model_dump(),
+        **machine,
+        "rows": [row.model_dump() for row in rows],
+        "failures": failures,
+    }
+    _write(folder / "comparison.json", json.dumps(content, indent=1, allow_nan=False))
+    notes = [
+        f"{settings.data.name}, {settings.test.name}; {settings.budget_minutes:g} minutes of training each (preset "
+        f"{settings.preset}, seed {settings.seed}, batches of {settings.batch_size}); {machine['date']}, "
+        f"{rows[0].device if rows else 'no row yet'}, torch {torch.__version__}. Dynamics at {sizes.timestep:g} fs in "
+        f"ASE, float32, one thread: {sizes.nve_ps:g} ps at constant energy; ms per step with the neighbour list, in "
+        "brackets per bare evaluation."
+    ]
+    _write(folder / "comparison.md", markdown(rows, failures, sizes, notes))
+    if rows:
+        save_figure(plot_accuracy_speed(rows), folder / "accuracy_speed.png")
+        save_figure(plot_conservation_accuracy(rows), folder / "conservation_accuracy.png")
+        save_figure(plot_curves(rows), folder / "learning_curves.png")
+
+
+def _read_row(path: Path) -> Row:
+    try:
+        return Row.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged or of another version; delete it to measure anew ({error})") from error
+
+
+def _write(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf8")
+
+    write_atomically(path, write)

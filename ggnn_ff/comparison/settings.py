@@ -1,0 +1,112 @@
+"""What a comparison is told."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.models import MODELS
+from ggnn_ff.training.config import TrainingConfig, make_config
+
+_MINUTES = {"s": 1.0 / 60.0, "min": 1.0, "h": 60.0}
+
+
+class Settings(BaseModel):
+    """The same for every architecture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Path
+    test: Path
+    budget_minutes: float = Field(default=15.0, gt=0.0)
+    n_valid: int = Field(default=50, ge=1, description="frames of `data` that validate; the others train")
+    preset: Literal["small", "default", "large"] = "small"
+    cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
+    batch_size: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0, description="the first; a cosine takes it down over the budget")
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of training; none: what torch chooses")
+    compile: bool = False
+
+    def training(self, model: str, output: Path) -> TrainingConfig:
+        """The configuration with which one architecture is trained."""
+        return make_config(
+            {
+                "output": output,
+                "data": {"train": self.data, "test": self.test, "n_valid": self.n_valid, "seed": self.seed},
+                "model": {"name": model, "preset": self.preset, "cutoff": self.cutoff},
+                "optimizer": {
+                    "batch_size": self.batch_size,
+                    "learning_rate": self.learning_rate,
+                    "schedule": "cosine",
+                },
+                "run": {
+                    "seed": self.seed,
+                    "threads": self.threads,
+                    "compile": self.compile,
+                    "budget_minutes": self.budget_minutes,
+                },
+            }
+        )
+
+
+class Sizes(BaseModel):
+    """How much is measured of each architecture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lines: int = 200  # of each kind that is searched for jumps
+    line_step: float = 5e-3  # angstrom
+    timestep: float = 0.5  # fs
+    equilibration_ps: float = 2.5
+    nve_ps: float = 20.0
+    nve_temperature: float = 300.0  # K
+    hot_ps: float = 100.0
+    hot_temperature: float = 500.0  # K
+    evaluations: int = 50  # at most, to time one
+    seconds: float = 20.0  # at most, to time one
+
+
+def make_settings(**values: Any) -> Settings:
+    """Validated settings.
+
+    Raises:
+        InputError: naming each value that does not fit.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        raise InputError("\n".join(lines)) from error
+
+
+def parse_budget(text: str) -> float:
+    """Minutes of a time such as "15min", "90s" or "1.5h".
+
+    Raises:
+        InputError: it has no unit, or is no time.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if match is None or float(match[1]) == 0.0:
+        raise InputError(f"`budget` must be a number above zero with the unit s, min or h, such as 15min, got {text!r}")
+    return float(match[1]) * _MINUTES[match[2]]
+
+
+def parse_models(text: str) -> list[str]:
+    """Names of architectures from "all" or "painn,mace", in the order of `MODELS`.
+
+    Raises:
+        InputError: no such architecture, with the nearest name.
+    """
+    if text.strip() == "all":
+        return list(MODELS)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in MODELS:
+            raise InputError(
+                f"`models` must be all, or some of {', '.join(MODELS)} with commas between, got '{name}'"
+                f"{nearest(name, MODELS)}"
+            )
+    return [name for name in MODELS if name in names]
