@@ -3,16 +3,18 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from killed import compare_killed_in_training, run_to_death
 from rich.console import Console
 from spring_molecule import write_frames
 from test_cli import failure
 
 from ggnn_ff.comparison import run as comparison
-from ggnn_ff.comparison.measure import measure_dynamics
+from ggnn_ff.comparison.measure import measure_dynamics, potential_surface
 from ggnn_ff.comparison.plots import pareto_front, plot_conservation_accuracy
 from ggnn_ff.comparison.row import Row
 from ggnn_ff.comparison.run import compare
@@ -21,9 +23,11 @@ from ggnn_ff.comparison.speed import structures, water_box
 from ggnn_ff.comparison.table import cells, header
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import load_potential
+from ggnn_ff.export import evaluate, load_potential
+from ggnn_ff.forces import EnergyForces
 from ggnn_ff.models import MODELS
-from ggnn_ff.stability.smoothness import NEGLIGIBLE
+from ggnn_ff.potential import Potential
+from ggnn_ff.stability.smoothness import NEGLIGIBLE, largest_jumps, order_swaps, random_lines
 from ggnn_ff.training.curve import read_learning_curve
 
 TINY = Sizes(
@@ -166,6 +170,21 @@ def test_what_broke_is_in_table_and_picture(compared):
     assert texts == ["painn (broke)"]
 
 
+def test_published_torsion_of_spherenet_is_a_candidate_and_jumps(settings, tmp_path):
+    """What the other architectures and its smooth form do not: `test_model_contract.py`."""
+    atoms, config = structures()["ethanol"], settings.training("spherenet-published", tmp_path).model
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        potential = Potential(config.name, config.chosen(), 5.0, ["H", "C", "O"], torch.float64)
+    module = EnergyForces(potential).eval()
+    potential.scale.mul_(3.0 / evaluate(module, atoms, 5.0, torch.device("cpu")).forces.abs().max())
+    loaded = SimpleNamespace(module=module, contract=SimpleNamespace(cutoff=5.0))
+    for lines in (random_lines(atoms.positions, 1), order_swaps(atoms.positions, 4)):
+        jumps = largest_jumps(potential_surface(loaded, atoms), lines, step=0.01, looks=1)
+        assert jumps.energy > 1e-5
+        assert jumps.forces > 1e-4
+
+
 def test_pareto_front_is_what_nothing_beats():
     points = np.array([[1.0, 9.0], [2.0, 4.0], [3.0, 5.0], [4.0, 1.0], [4.0, 2.0], [2.0, 4.0]])
     assert pareto_front(points).tolist() in ([0, 1, 5, 3], [0, 5, 1, 3])
@@ -196,7 +215,7 @@ def test_other_budgets_are_refused(text):
 
 
 def test_models_are_named_or_all():
-    assert parse_models("all") == list(MODELS)
+    assert parse_models("all") == [*MODELS, "spherenet-published"]
     assert parse_models("painn, schnet,painn") == ["schnet", "painn"]
 
 

@@ -42,7 +42,7 @@ def compare(
 
     Args:
         settings: the same for all.
-        models: names in `MODELS`. Further ones may join later, in the same folder.
+        models: names in `CANDIDATES`. Further ones may join later, in the same folder.
         folder: receives a folder for each architecture with its training, `potential.pt`, simulations and `row.json`,
             and for all `comparison.json`, `comparison.md`, `accuracy_speed.png`, `conservation_accuracy.png` and
             `learning_curves.png`, anew whenever a row is finished.

@@ -10,6 +10,12 @@ from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.models import MODELS
 from ggnn_ff.training.config import TrainingConfig, make_config
 
+CANDIDATES: dict[str, tuple[str, dict[str, int | float | str | bool]]] = {
+    **{name: (name, {}) for name in MODELS},
+    "spherenet-published": ("spherenet", {"torsion": "published"}),  # not smooth; here to show what that does
+}
+"""What can be compared: name of a row -> architecture, and hyper-parameters that are not those of the preset."""
+
 _MINUTES = {"s": 1.0 / 60.0, "min": 1.0, "h": 60.0}
 
 
@@ -30,13 +36,19 @@ class Settings(BaseModel):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of training; none: what torch chooses")
     compile: bool = False
 
-    def training(self, model: str, output: Path) -> TrainingConfig:
-        """The configuration with which one architecture is trained."""
+    def training(self, candidate: str, output: Path) -> TrainingConfig:
+        """The configuration with which one of `CANDIDATES` is trained."""
+        model, hyperparameters = CANDIDATES[candidate]
         return make_config(
             {
                 "output": output,
                 "data": {"train": self.data, "test": self.test, "n_valid": self.n_valid, "seed": self.seed},
-                "model": {"name": model, "preset": self.preset, "cutoff": self.cutoff},
+                "model": {
+                    "name": model,
+                    "preset": self.preset,
+                    "cutoff": self.cutoff,
+                    "hyperparameters": hyperparameters,
+                },
                 "optimizer": {
                     "batch_size": self.batch_size,
                     "learning_rate": self.learning_rate,
@@ -95,18 +107,18 @@ def parse_budget(text: str) -> float:
 
 
 def parse_models(text: str) -> list[str]:
-    """Names of architectures from "all" or "painn,mace", in the order of `MODELS`.
+    """Names in `CANDIDATES`, in its order, from "all" or "painn,mace".
 
     Raises:
-        InputError: no such architecture, with the nearest name.
+        InputError: no such name, with the nearest one.
     """
     if text.strip() == "all":
-        return list(MODELS)
+        return list(CANDIDATES)
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in MODELS:
+        if name not in CANDIDATES:
             raise InputError(
-                f"`models` must be all, or some of {', '.join(MODELS)} with commas between, got '{name}'"
-                f"{nearest(name, MODELS)}"
+                f"`models` must be all, or some of {', '.join(CANDIDATES)} with commas between, got '{name}'"
+                f"{nearest(name, CANDIDATES)}"
             )
-    return [name for name in MODELS if name in names]
+    return [name for name in CANDIDATES if name in names]
