@@ -1,7 +1,7 @@
 """Pictures of a comparison: accuracy against speed, conservation against accuracy, and the learning curves."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -32,33 +32,39 @@ def plot_accuracy_speed(rows: Sequence[Row]) -> "Figure":
     axes.plot(points[front, 0], points[front, 1], color="0.6", lw=1.2, zorder=1, label="Pareto front")
     _scatter(axes, points, [row.model for row in rows])
     label_axes(axes, f"ms per step, {rows[0].speed[0].n_atoms} atoms, one thread", _FORCES)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes, "x")
+    _logarithmic(axes, "y")
     axes.legend(frameon=False)
     return figure
 
 
 def plot_conservation_accuracy(rows: Sequence[Row]) -> "Figure":
-    """Size of the energy drift with its error against the force error; simulations that broke stand above the line."""
+    """Size of the energy drift against the force error.
+
+    A drift below twice its error is not told from none: an open triangle at twice the error says that it is lower.
+    Simulations that broke stand above the dashed line.
+    """
     figure = new_figure(6.4, 4.6)
     axes = figure.subplots()
     kept = [row for row in rows if row.nve.drift_mev_per_atom_per_ps is not None]
     broken = [row for row in rows if row.nve.drift_mev_per_atom_per_ps is None]
-    drifts = np.array([abs(row.nve.drift_mev_per_atom_per_ps or 0.0) for row in kept])
-    errors = np.array([row.nve.drift_error or 0.0 for row in kept])
-    accuracies = np.array([row.errors.forces_mae_mev_per_angstrom for row in kept])
-    if kept:
-        below = np.minimum(errors, 0.9 * drifts)  # a logarithmic axis has no zero
-        axes.errorbar(accuracies, drifts, yerr=[below, errors], fmt="none", ecolor="0.7", elinewidth=1, zorder=1)
-        _scatter(axes, np.stack([accuracies, drifts], axis=1), [row.model for row in kept])
+    highest = 0.1
+    for row in kept:
+        drift, error = abs(row.nve.drift_mev_per_atom_per_ps or 0.0), row.nve.drift_error or 0.0
+        x, resolved = row.errors.forces_mae_mev_per_angstrom, drift > 2.0 * error
+        height = drift if resolved else 2.0 * error
+        _scatter(axes, np.array([[x, height]]), [row.model], "o" if resolved else "v", filled=resolved)
+        if resolved:
+            axes.errorbar(x, height, yerr=error, fmt="none", ecolor="0.7", elinewidth=1, zorder=1)
+        highest = max(highest, height + error)
+    for row in broken:
+        point = np.array([[row.errors.forces_mae_mev_per_angstrom, 10.0 * highest]])
+        _scatter(axes, point, [f"{row.model} (broke)"], "x")
     if broken:
-        top = 10.0 * (drifts + errors).max() if kept else 1.0
-        points = np.array([(row.errors.forces_mae_mev_per_angstrom, top) for row in broken])
-        _scatter(axes, points, [f"{row.model} (broke)" for row in broken], marker="x")
-        axes.axhline(top / 2.0, color="0.6", lw=0.8, ls="--")
-    label_axes(axes, _FORCES, "|energy drift| (meV/atom/ps)")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        axes.axhline(5.0 * highest, color="0.6", lw=0.8, ls="--")
+    label_axes(axes, _FORCES, "|energy drift| (meV/atom/ps); open: less than that")
+    _logarithmic(axes, "x")
+    _logarithmic(axes, "y")
     return figure
 
 
@@ -71,12 +77,26 @@ def plot_curves(rows: Sequence[Row]) -> "Figure":
         minutes, errors = zip(*((point.minutes, point.forces_mae_mev_per_angstrom) for point in row.curve), strict=True)
         axes.plot(minutes, errors, color=COLORS[number % len(COLORS)], ls=style, lw=1.2, label=row.model)
     label_axes(axes, "minutes of training", f"{_FORCES}, validation frames")
-    axes.set_yscale("log")
+    _logarithmic(axes, "y")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _scatter(axes: "Axes", points: np.ndarray, names: Sequence[str], marker: str = "o") -> None:
-    axes.scatter(points[:, 0], points[:, 1], color=COLORS[0], marker=marker, s=28, zorder=2)
+def _logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:
+    """With plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+    axes.margins(0.12)
+
+
+def _scatter(axes: "Axes", points: np.ndarray, names: Sequence[str], marker: str = "o", filled: bool = True) -> None:
+    face = COLORS[0] if filled else "none"
+    color = {"color": COLORS[0]} if marker == "x" else {"facecolors": face, "edgecolors": COLORS[0]}
+    axes.scatter(points[:, 0], points[:, 1], marker=marker, s=28, zorder=2, **color)  # type: ignore[arg-type]
     for (x, y), name in zip(points, names, strict=True):
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=REFERENCE_COLOR)

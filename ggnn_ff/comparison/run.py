@@ -129,7 +129,7 @@ def _device(config: TrainingConfig) -> str:
     """What Lightning chooses for `accelerator: auto`."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    return f"CPU, {config.run.threads or torch.get_num_threads()} threads"
+    return f"CPU, threads: {config.run.threads or torch.get_num_threads()}"
 
 
 def _points(curve: LearningCurve) -> list[CurvePoint]:
