@@ -1,7 +1,7 @@
 """Parity with independent implementations: the same weights in a peer's module and ours, in float64.
 
 uv run benchmarks/parity.py            # all peers; writes benchmarks/parity.json and benchmarks/parity.md
-uv run benchmarks/parity.py schnetpack # peers whose script's name contains the word; only prints
+uv run benchmarks/parity.py schnet # peers whose script's name contains the word; only prints
 
 Peers pin clashing versions: each script in tests/parity runs in an environment of its own, which uv makes from the
 script's header. The first time, that downloads some GB.
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1e-6  # of both relative errors
-KEYS = {"architecture", "peer", "torch", "energy_relative_error", "forces_relative_error", "deviations"}
+KEYS = {"script", "architecture", "peer", "torch", "energy_relative_error", "forces_relative_error", "deviations"}
 
 
 def scripts() -> list[Path]:
@@ -39,10 +39,11 @@ def compare(script: Path) -> list[dict[str, Any]]:
     command = ["uv", "run", "--no-project", "--script", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"architecture"')]
-    if done.returncode != 0 or not rows:
-        raise RuntimeError(f"{script.name} ended with {done.returncode} and {len(rows)} rows:\n{done.stderr[-4000:]}")
-    return rows
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"architecture"')]
+    if done.returncode != 0 or not printed:
+        lines = f"{len(printed)} rows:\n{done.stderr[-4000:]}"
+        raise RuntimeError(f"{script.name} ended with {done.returncode} and {lines}")
+    return [{"script": script.name, **row} for row in printed]
 
 
 def check(row: dict[str, Any]) -> None:
