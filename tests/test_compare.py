@@ -13,6 +13,7 @@ from rich.console import Console
 from spring_molecule import write_frames
 from test_cli import failure
 
+from ggnn_ff import cli
 from ggnn_ff.comparison import run as comparison
 from ggnn_ff.comparison.measure import measure_dynamics, potential_surface
 from ggnn_ff.comparison.plots import pareto_front, plot_conservation_accuracy
@@ -229,3 +230,26 @@ def test_command_names_what_is_wrong(settings, tmp_path, monkeypatch, capsys):
     files[1] = str(tmp_path / "absent.xyz")
     assert "`data.train` must be a file that exists" in failure(monkeypatch, capsys, "compare", *files)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("failures", [{}, {"painn": "InputError: diverged"}])
+def test_command_passes_its_options_on_and_prints_the_table(settings, tmp_path, monkeypatch, capsys, failures):
+    asked = []
+
+    def compare(settings, models, folder, console):
+        asked.append((settings, models))
+        (folder / "comparison.md").write_text("| the table |\n")
+        return failures
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    files = ["--data", str(settings.data), "--test", str(settings.test), "-o", str(tmp_path)]
+    options = ["--models", "painn", "--budget", "90s", "--valid", "7", "--seed", "3", "--threads", "2", "--compile"]
+    monkeypatch.setattr("sys.argv", ["ggnn-ff", "compare", *files, *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code or 0) == len(failures)
+    assert "| the table |" in capsys.readouterr().out
+    expected = {"budget_minutes": 1.5, "n_valid": 7, "seed": 3, "threads": 2, "compile": True, "preset": "small"}
+    ((given, models),) = asked
+    assert models == ["painn"]
+    assert {key: getattr(given, key) for key in expected} == expected
