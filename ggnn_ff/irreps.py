@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from ggnn_ff.errors import InputError
 
+RMS_OF_SILU = 0.5964692111226098  # of a normal distribution
+RMS_OF_BESSEL = 0.4  # of `BesselBasis` times its envelope, at usual distances
+
 
 def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     """Coefficients that couple real features of degrees l1 and l2 to degree l3; the sum of their squares is 1.
@@ -198,7 +201,12 @@ class HarmonicsToMatrices(nn.Module):
 
 
 class RadialWeights(nn.Module):
-    """A multilayer perceptron without biases on radial functions: where they vanish smoothly, so do the weights."""
+    """A multilayer perceptron without biases on radial functions: where they vanish smoothly, so do the weights.
+
+    Its first weights are such that at usual distances (1 to 4 angstrom, where Bessel functions times their envelope are
+    about 0.4) what comes out is of order one: otherwise each layer of a network begins with smaller features of
+    degrees above 0, and the neighbours' are not heard.
+    """
 
     def __init__(self, n_radial: int, width: int, n_out: int) -> None:
         super().__init__()
@@ -206,7 +214,8 @@ class RadialWeights(nn.Module):
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
             linear = nn.Linear(a, b, bias=False)
-            nn.init.normal_(linear.weight, std=(math.sqrt(2.0) if layers else 1.0) / math.sqrt(a))
+            gain = 1.0 / RMS_OF_SILU if layers else 1.0 / RMS_OF_BESSEL
+            nn.init.normal_(linear.weight, std=gain / math.sqrt(a))
             layers += [linear, nn.SiLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.irreps import DegreeLinear, RadialWeights, SphericalHarmonics, TensorProductConvolution
+from ggnn_ff.irreps import RMS_OF_SILU, DegreeLinear, RadialWeights, SphericalHarmonics, TensorProductConvolution
 from ggnn_ff.layers import ElementEmbedding, ElementIndex
 from ggnn_ff.radial import BesselBasis, PolynomialEnvelope
 
@@ -57,7 +57,7 @@ class Gate(nn.Module):
     def __init__(self, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.gain = 1.6765324703310907  # the mean of (gain * silu(x))^2 is 1 for a normal distribution
+        self.gain = 1.0 / RMS_OF_SILU
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Degree 0 (N, 1, F * n_degrees), the others (N, 2l+1, F) -> (N, 2l+1, F) each."""

@@ -34,7 +34,10 @@ PRESETS = {
 
 
 class Nonlinearity(nn.Module):
-    """Of scalars eta(x + b), of the other features eta(|x| + b) x, section 4.3, with SiLU as eta."""
+    """Of scalars eta(x + b), of the other features eta(|x| + b) x / |x|, with SiLU as eta; section 4.3.
+
+    The paper prints it without the division; its code divides, and features do not grow with their square.
+    """
 
     def __init__(self, n_degrees: int, n_features: int) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class Nonlinearity(nn.Module):
         for degree in range(1, len(features)):
             x = features[degree]
             norm = torch.sqrt((x * x).sum(dim=1, keepdim=True) + 0.01)  # (N, 1, F); smooth where x vanishes
-            new.append(nn.functional.silu(norm + self.bias[degree]) * x)
+            new.append(nn.functional.silu(norm + self.bias[degree]) / norm * x)
         return new
 
 
