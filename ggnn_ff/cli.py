@@ -24,6 +24,7 @@ EXTRAS = {  # module that an extra brings -> its name
     "lightning": "train",
     "yaml": "train",
     "tensorboard": "train",
+    "e3nn": "train",
     "openmm": "openmm",
     "openmmtorch": "openmm",
     "tblite": "sample",

@@ -117,7 +117,7 @@ def test_every_module_of_an_extra_is_known() -> None:
     modules = {"pyyaml": "yaml"}
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
-            name = re.match(r"[a-z-]+", requirement).group()
+            name = re.match(r"[a-z0-9-]+", requirement).group()
             if name not in ("ggnn-ff", "torch"):
                 assert cli.EXTRAS[modules.get(name, name)] == extra
 

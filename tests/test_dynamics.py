@@ -498,6 +498,23 @@ def test_numbers_that_blow_up_stop_a_trained_potential_in_ase(tmp_path, trained,
     assert np.isfinite(ase.io.read(tmp_path / "last_good.xyz").positions).all()
 
 
+def test_atoms_that_fall_onto_each_other_stop_a_run(tmp_path, trained, monkeypatch):
+    step, taken = ASEEngine.step, []
+
+    def spoiled(engine, n_steps):
+        taken.append(n_steps)
+        if len(taken) == 3:
+            engine.atoms.positions[1] = engine.atoms.positions[0]
+        step(engine, n_steps)
+
+    monkeypatch.setattr(ASEEngine, "step", spoiled)
+    with pytest.raises(UnstableDynamics, match=r"broke by step 15: `positions` must keep atoms apart.*last_good\.xyz"):
+        run(trained, tmp_path, settings_for("ase", steps=100, log_every=5))
+    assert record(tmp_path)["status"].startswith("stopped: the structure broke by step 15")
+    assert record(tmp_path)["steps_done"] == 10
+    assert ase.io.read(tmp_path / "last_good.xyz").get_distance(0, 1) > 0.5
+
+
 def test_a_potential_of_nan_stops_ase(tmp_path, trained_folder):
     spoiled = load_potential(trained_folder)
     spoiled.module.potential.scale.fill_(float("nan"))
