@@ -116,6 +116,7 @@ class NequIP(nn.Module):
         self.harmonics = SphericalHarmonics(hyperparameters.l_max)
         self.basis = BesselBasis(hyperparameters.n_radial, cutoff)
         self.envelope = PolynomialEnvelope(cutoff, 6)
+        self.amplitude = 2.0 / cutoff  # keeps first features below one: gates multiply, and make larger ones explode
         degrees = [0] + [hyperparameters.l_max] * (hyperparameters.n_layers - 1) + [0]  # before, between, after layers
         self.layers = nn.ModuleList(
             Interaction(hyperparameters, elements, degrees[i], degrees[i + 1], first=i == 0)
@@ -128,7 +129,8 @@ class NequIP(nn.Module):
         edge_vectors = graph.edge_vectors.to(scalars.dtype)
         edge_lengths = torch.linalg.vector_norm(edge_vectors, dim=-1)  # (E,)
         harmonics = self.harmonics(edge_vectors) * self.scale  # (E, (l_max+1)^2)
-        radial = self.basis(edge_lengths) * self.envelope(edge_lengths).unsqueeze(-1)  # (E, B), equation 8
+        envelope = self.amplitude * self.envelope(edge_lengths)
+        radial = self.basis(edge_lengths) * envelope.unsqueeze(-1)  # (E, B), equation 8
         elements = torch.arange(self.index.n_elements, device=scalars.device)
         is_element = (self.index(graph.numbers).unsqueeze(1) == elements).to(scalars.dtype)  # (N, Z)
         features = [scalars.unsqueeze(1)]  # degree 0 only

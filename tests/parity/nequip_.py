@@ -66,13 +66,12 @@ def copy_degrees(ours: DegreeLinear, theirs: nn.Module) -> None:
         ours.degrees[instruction.i_in].weight.copy_(weight.T * instruction.path_weight)
 
 
-def copy_mlp(ours: nn.Module, theirs: nn.Module, factor: float, order: Tensor) -> None:
-    """`factor` scales what goes in, `order` sorts what comes out."""
+def copy_mlp(ours: nn.Module, theirs: nn.Module, order: Tensor) -> None:
+    """`order` sorts what comes out."""
     theirs = [layer for layer in theirs.mlp if hasattr(layer, "alpha")]
     ours = [layer for layer in ours.layers if isinstance(layer, nn.Linear)]
     for one, other in zip(ours, theirs, strict=True):
         one.weight.copy_((other.weight * other.alpha).T)
-    ours[0].weight.mul_(factor)
     ours[-1].weight.copy_(ours[-1].weight.unflatten(0, (len(order), -1))[order].flatten(0, 1))
 
 
@@ -98,7 +97,7 @@ def copy_self_connection(ours: nn.Module, theirs: nn.Module, embedding: Tensor) 
 def copy_layer(ours: Interaction, theirs: nn.Module, embedding: Tensor) -> None:
     convolution = theirs.conv
     copy_degrees(ours.before, convolution.linear_1)
-    copy_mlp(ours.radial, convolution.edge_mlp, 2.0 / CUTOFF, path_order(convolution.tp_scatter.tp))
+    copy_mlp(ours.radial, convolution.edge_mlp, path_order(convolution.tp_scatter.tp))
     copy_degrees(ours.after, convolution.linear_2)
     if ours.self_connection is not None:
         copy_self_connection(ours.self_connection, convolution.sc, embedding)
