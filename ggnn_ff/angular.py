@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 def _ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """`starts[r], starts[r] + 1, ...`, `counts[r]` of them for each row r: the rows (T,) and these numbers (T,)."""
-    rows = torch.repeat_interleave(counts, output_size=int(counts.sum()))
+    rows = torch.repeat_interleave(counts, output_size=_integer(counts.sum()))
     offsets = starts - (torch.cumsum(counts, 0) - counts)
     return rows, torch.arange(rows.shape[0], device=counts.device) + offsets[rows]
+
+
+def _integer(scalar: Tensor) -> int:
+    """The value of a tensor that holds one integer; while a graph is traced, an integer without value."""
+    if torch.jit.is_scripting():
+        return int(scalar)
+    return scalar.item()  # type: ignore[return-value]
 
 
 def _edges_of_atoms(edge_index: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:

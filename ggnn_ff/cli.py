@@ -259,8 +259,10 @@ def compare(
     budget: Annotated[str, typer.Option(help="time of training of each: 15min, 90s, 2h")] = "15min",
     valid: Annotated[int, typer.Option(help="how many frames of the data validate; the others train")] = 50,
     preset: Annotated[str, typer.Option(help="small, default or large hyper-parameters")] = "small",
-    learning_rate: Annotated[float, typer.Option(help="the first one")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="frames")] = 10,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="the first one [default: the one chosen for each architecture]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="frames")] = 5,
     seed: Annotated[int, typer.Option(help="of split, weights, batches and velocities")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of training [default: torch's choice]")] = None,
     compile_training: Annotated[

@@ -58,13 +58,13 @@ def test_contraction_equals_the_textbook(l_out):
     n_paths, n_elements = symmetric_basis(L_MAX, l_out, 3)[1].shape[1], 2
     contraction = SymmetricContraction(n_paths, n_elements, L_MAX, l_out, 3).double()
     a = torch.randn(COMPONENTS, 120, generator=generator, dtype=torch.float64)
-    factors = torch.cat([a, torch.ones_like(a[:1])]).unsqueeze(-1).expand(-1, -1, n_paths)
+    features = a.T.unsqueeze(-1).expand(-1, -1, n_paths)
     elements = torch.arange(120) % n_elements
     weight = contraction.weight.detach().clone()
     with torch.no_grad():
-        message = contraction(factors, elements)  # (N, 2L+1, F)
+        message = contraction(features, elements)  # (N, 2L+1, F)
         contraction.weight.copy_(torch.eye(n_paths))
-        ours, theirs = contraction(factors, elements), textbook(a, l_out)  # (N, 2L+1, paths)
+        ours, theirs = contraction(features, elements), textbook(a, l_out)  # (N, 2L+1, paths)
     assert theirs.shape[2] > ours.shape[2]
     fitted, fresh = slice(0, 100), slice(100, 120)
     for one, other in ((ours, theirs), (theirs, ours)):

@@ -56,6 +56,7 @@ class Row(Part):
     model: str
     hyperparameters: dict[str, int | float | str | bool]
     n_parameters: int
+    learning_rate: float  # the first one
     device: str  # that trained it
     epochs: int
     errors: TestErrors

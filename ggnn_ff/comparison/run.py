@@ -18,6 +18,7 @@ from ggnn_ff.comparison.row import CurvePoint, Row
 from ggnn_ff.comparison.settings import Settings, Sizes
 from ggnn_ff.comparison.speed import measure_speed
 from ggnn_ff.comparison.table import markdown
+from ggnn_ff.compiled import compile_potential
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import TORCHSCRIPT, export_torchscript, load_potential
 from ggnn_ff.files import write_atomically
@@ -101,6 +102,9 @@ def _make_row(settings: Settings, model: str, folder: Path, console: Console, si
     errors = potential.contract.test_errors
     assert errors is not None  # there is a test file
     say(f"force MAE {errors.forces_mae_mev_per_angstrom:.2f} meV/angstrom")
+    if settings.compile:
+        say("compiling the potential")
+        potential = compile_potential(potential)
     start = load_split(config.data).test.atoms(0)
     curve = read_learning_curve(config.output)
     with torch_state_kept(settings.seed, 1):
@@ -114,6 +118,7 @@ def _make_row(settings: Settings, model: str, folder: Path, console: Console, si
         model=model,
         hyperparameters=potential.contract.hyperparameters,
         n_parameters=sum(parameter.numel() for parameter in eager.parameters()),
+        learning_rate=config.optimizer.learning_rate,
         device=_device(config),
         epochs=int(curve.epochs[-1]) + 1,
         errors=errors,
@@ -164,12 +169,13 @@ def _write_results(
         "failures": failures,
     }
     _write(folder / "comparison.json", json.dumps(content, indent=1, allow_nan=False))
+    form = "compiled" if settings.compile else "TorchScript"
     notes = [
         f"{settings.data.name}, {settings.test.name}; {settings.budget_minutes:g} minutes of training each (preset "
         f"{settings.preset}, seed {settings.seed}, batches of {settings.batch_size}); {machine['date']}, "
         f"{rows[0].device if rows else 'no row yet'}, torch {torch.__version__}. Dynamics at {sizes.timestep:g} fs in "
-        f"ASE, float32, one thread: {sizes.nve_ps:g} ps at constant energy; ms per step with the neighbour list, in "
-        "brackets per bare evaluation."
+        f"ASE, float32, {form}, one thread: {sizes.nve_ps:g} ps at constant energy; ms per step with the neighbour "
+        "list, in brackets per bare evaluation."
     ]
     _write(folder / "comparison.md", markdown(rows, failures, sizes, notes))
     if rows:

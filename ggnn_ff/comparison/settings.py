@@ -30,8 +30,10 @@ class Settings(BaseModel):
     n_valid: int = Field(default=50, ge=1, description="frames of `data` that validate; the others train")
     preset: Literal["small", "default", "large"] = "small"
     cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
-    batch_size: int = Field(default=10, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0.0, description="the first; a cosine takes it down over the budget")
+    batch_size: int = Field(default=5, ge=1)
+    learning_rate: float | None = Field(
+        default=None, gt=0.0, description="the first; a cosine takes it down over the budget; none: the architecture's"
+    )
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1, description="CPU threads of training; none: what torch chooses")
     compile: bool = False
@@ -39,6 +41,7 @@ class Settings(BaseModel):
     def training(self, candidate: str, output: Path) -> TrainingConfig:
         """The configuration with which one of `CANDIDATES` is trained."""
         model, hyperparameters = CANDIDATES[candidate]
+        learning_rate = MODELS[model].learning_rate if self.learning_rate is None else self.learning_rate
         return make_config(
             {
                 "output": output,
@@ -51,7 +54,7 @@ class Settings(BaseModel):
                 },
                 "optimizer": {
                     "batch_size": self.batch_size,
-                    "learning_rate": self.learning_rate,
+                    "learning_rate": learning_rate,
                     "schedule": "cosine",
                 },
                 "run": {

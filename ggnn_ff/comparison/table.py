@@ -13,6 +13,7 @@ def header(rows: Sequence[Row], sizes: Sizes) -> list[str]:
     return [
         "model",
         "parameters",
+        "learning rate",
         "epochs",
         "energy MAE (meV)",
         "force MAE (meV/Å)",
@@ -30,6 +31,7 @@ def cells(row: Row, sizes: Sizes) -> list[str]:
     return [
         row.model,
         f"{row.n_parameters:,}",
+        f"{row.learning_rate:g}",
         str(row.epochs),
         f"{row.errors.energy_mae_mev:.2f}",
         f"{row.errors.forces_mae_mev_per_angstrom:.2f}",

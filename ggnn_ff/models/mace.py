@@ -154,13 +154,15 @@ class SymmetricContraction(nn.Module):
     def __init__(self, n_features: int, n_elements: int, l_max: int, l_out: int, correlation: int) -> None:
         super().__init__()
         monomials, basis, orders = symmetric_basis(l_max, l_out, correlation)
+        self.one = (l_max + 1) ** 2  # where monomials have no further factor
         self.register_buffer("monomials", monomials, persistent=False)
         self.register_buffer("basis", basis, persistent=False)
         std = torch.tensor([1.0 / orders.count(order) for order in orders])  # (P,)
         self.weight = nn.Parameter(torch.randn(n_elements, len(orders), n_features) * std.unsqueeze(1))
 
-    def forward(self, factors: Tensor, elements: Tensor) -> Tensor:
-        """A and ones, ((l_max+1)^2 + 1, N, F), and rows of the elements (N,) -> m_L, (N, 2L+1, F)."""
+    def forward(self, features: Tensor, elements: Tensor) -> Tensor:
+        """A, (N, (l_max+1)^2, F), and rows of the elements (N,) -> m_L, (N, 2L+1, F)."""
+        factors = torch.cat([features, torch.ones_like(features[:, :1])], dim=1).transpose(0, 1)
         products = factors[self.monomials[0]]  # (2L+1, K, N, F)
         for order in range(1, self.monomials.shape[0]):
             products = products * factors[self.monomials[order]]
@@ -188,14 +190,18 @@ class Layer(nn.Module):
         self, features: list[Tensor], elements: Tensor, harmonics: Tensor, basis: Tensor, edge_index: Tensor
     ) -> list[Tensor]:
         """Features (N, 2l+1, F) for each degree l up to l_in -> the next, up to l_out."""
-        a = self.interaction(features, harmonics, basis, edge_index).transpose(0, 1)  # ((l_max+1)^2, N, F)
-        factors = torch.cat([a, torch.ones_like(a[:1])])
+        a = self.interaction(features, harmonics, basis, edge_index)  # (N, (l_max+1)^2, F)
         messages: list[Tensor] = []
         for contraction in self.contractions:
-            messages.append(contraction(factors, elements))
+            messages.append(contraction(a, elements))
         updated = self.update(messages)
-        for degree, own in enumerate(self.own[:, elements].unbind()):  # (N, F, F)
-            updated[degree] = updated[degree] + torch.bmm(features[degree], own)
+        every = torch.arange(self.own.shape[1], device=elements.device)
+        chosen = (elements.unsqueeze(1) == every).to(self.own.dtype).view(-1, 1, every.shape[0], 1)
+        for degree, own in enumerate(self.own.unbind()):  # (elements, F, F)
+            # Of all elements, and then the right one is taken: less to move than a matrix for each atom.
+            of_all = features[degree] @ own.transpose(0, 1).flatten(1)  # (N, 2l+1, elements F)
+            of_all = of_all.view(of_all.shape[0], of_all.shape[1], own.shape[0], own.shape[2])
+            updated[degree] = updated[degree] + (of_all * chosen).sum(dim=2)
         return updated
 
 

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.forces import Prediction
+from ggnn_ff.kernels import with_kernels
 from ggnn_ff.training.batches import Batch
 
 
@@ -59,12 +60,12 @@ class CompiledLoss:
         return _WithGradient.apply(loss, tuple(gradients), *self.parameters)
 
     def _compile(self, batch: Batch) -> Callable[..., Any]:
-        n_structures = batch.n_structures
+        n_structures, model = batch.n_structures, with_kernels(self.model)
 
         def loss_and_gradient(parameters: list[Tensor], *tensors: Tensor) -> list[Tensor]:
             positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
             given = Batch(positions, numbers, cell, edge_index, shifts, index, n_structures, energy, forces)
-            prediction = functional_call(self.model, dict(zip(self.names, parameters, strict=True)), given.inputs)
+            prediction = functional_call(model, dict(zip(self.names, parameters, strict=True)), given.inputs)
             loss = self.loss(prediction, given)
             return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 

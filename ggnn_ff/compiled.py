@@ -1,0 +1,288 @@
+"""Potentials compiled to machine code: energy, forces and stress by one AOTInductor package, kept in a cache."""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from safetensors.torch import save
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ggnn_ff.cache import cache_folder, machine, why_not_compile
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import DTYPES, TOLERANCE, LoadedPotential, evaluate
+from ggnn_ff.files import write_atomically
+from ggnn_ff.forces import EnergyForces, Prediction
+from ggnn_ff.graph import Graph, from_atoms
+from ggnn_ff.kernels import with_kernels
+from ggnn_ff.models import MODELS
+from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.potential import Potential
+
+MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
+REVISION = 1  # of the way packages are made; those of another are made anew
+
+
+class Core(nn.Module):
+    """What is compiled: from positions and edges to energies of atoms, forces and the gradient for the virial.
+
+    Structures do not occur in it: a sum over the atoms of each is left to `CompiledEnergyForces`, so that one package
+    serves one structure and many.
+    """
+
+    def __init__(self, potential: nn.Module) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(
+        self, positions: Tensor, numbers: Tensor, edge_index: Tensor, offsets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies (N,), forces (N, 3), dE/dr (E, 3); `offsets` (E, 3) are those of the neighbours' cells, angstrom."""
+        centre, neighbour = edge_index[0], edge_index[1]
+        vectors = (positions[neighbour] - positions[centre] + offsets).requires_grad_(True)
+        _, atomic_energies = self.potential(Graph(numbers, edge_index, vectors, torch.zeros_like(numbers), 1))
+        (gradient,) = torch.autograd.grad([atomic_energies.sum()], [vectors])
+        forces = torch.zeros_like(positions)
+        forces = forces.index_add(0, centre, gradient).index_add(0, neighbour, gradient, alpha=-1.0)
+        return atomic_energies.detach(), forces, gradient
+
+
+class CompiledEnergyForces(nn.Module):
+    """Called as `EnergyForces`, with the same numbers apart from rounding; packages are made when first needed.
+
+    One for molecules that runs on one thread, and one for `MANY_EDGES` and more that runs on all of torch's.
+    """
+
+    def __init__(self, eager: EnergyForces, loaded: LoadedPotential) -> None:
+        super().__init__()
+        self.eager = eager
+        self.loaded = loaded
+        self.packages: dict[bool, Any] = {}
+
+    def forward(
+        self,
+        positions: Tensor,
+        numbers: Tensor,
+        cell: Tensor,
+        edge_index: Tensor,
+        shifts: Tensor,
+        batch: Tensor,
+        n_structures: int,
+    ) -> Prediction:
+        """As `EnergyForces.forward`."""
+        if positions.shape[0] < 2 or edge_index.shape[1] < 4:  # sizes that a graph of any size is not made for
+            return self.eager(positions, numbers, cell, edge_index, shifts, batch, n_structures)
+        periodic = bool(cell.any())
+        if periodic:
+            offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]])
+        else:
+            offsets = torch.zeros_like(shifts)
+        package = self.package(edge_index.shape[1])
+        atomic_energies, forces, gradient = package(positions, numbers, edge_index.contiguous(), offsets)
+        stress = torch.zeros_like(cell)
+        if n_structures == 1:
+            energy = atomic_energies.sum().unsqueeze(0)
+        else:
+            energy = atomic_energies.new_zeros(n_structures).index_add(0, batch, atomic_energies)
+        if periodic:
+            vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
+            products = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # (E, 3, 3)
+            virial = stress.index_add(0, batch[edge_index[0]], products)
+            volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+            stress = torch.where(volume > 0, virial / volume, stress)
+            stress = 0.5 * (stress + stress.transpose(1, 2))
+        return Prediction(energy, atomic_energies, forces, stress)
+
+    def package(self, n_edges: int) -> Any:
+        """The package for so many edges: from memory, the cache, or made now."""
+        many = n_edges >= MANY_EDGES and torch.get_num_threads() > 1
+        if many not in self.packages:
+            self.packages[many] = _cached(self.eager, self.loaded, torch.get_num_threads() if many else 1)
+        return self.packages[many]
+
+
+def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
+    """The same potential as machine code: several times faster, most of all for molecules.
+
+    The first time on a machine this takes about a minute; packages are kept in the folder of `cache_folder`. What is
+    compiled is compared with the potential itself on structures of several sizes before it is used.
+
+    Args:
+        loaded: from `load_potential`, in any form.
+
+    Raises:
+        InputError: there is no C++ compiler, or the package computes something else.
+    """
+    if isinstance(loaded.module, CompiledEnergyForces):
+        return loaded
+    if why := why_not_compile():
+        raise InputError(f"`compile` must find a C++ compiler: {why}")
+    module = CompiledEnergyForces(_eager(loaded), loaded)
+    module.package(0)
+    return replace(loaded, module=module)
+
+
+def _eager(loaded: LoadedPotential) -> EnergyForces:
+    """The module as Python; that of a TorchScript file is built anew from its contract and weights."""
+    if isinstance(loaded.module, EnergyForces):
+        return loaded.module
+    contract = loaded.contract
+    hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+        potential = Potential(
+            contract.architecture, hyperparameters, contract.cutoff, contract.elements, DTYPES[loaded.dtype]
+        )
+    scripted = loaded.module.potential.state_dict()  # type: ignore[union-attr]
+    potential.load_state_dict(
+        {name: scripted[name] for name in potential.state_dict()}
+    )  # scripted ones hold constants too
+    module = EnergyForces(potential).to(loaded.device).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
+    """A verified package, from the cache or made now."""
+    path = cache_folder() / f"{_key(eager, loaded, threads)}.pt2"
+    if path.exists():
+        try:
+            package = torch._inductor.aoti_load_package(str(path))
+            _verify(package, eager, loaded)
+        except (RuntimeError, InputError) as error:
+            warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
+        else:
+            return package
+    with _told(f"compiling {loaded.source} for this machine, once; this takes about a minute"):
+        _make(eager, loaded, threads, path)
+    package = torch._inductor.aoti_load_package(str(path))
+    _verify(package, eager, loaded)
+    return package
+
+
+def _key(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> str:
+    """Names what a package depends on: the potential, this package and torch, the machine, the threads."""
+    contract = loaded.contract
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in eager.state_dict().items()}
+    where = machine()
+    if loaded.device.type == "cuda":
+        where += [torch.cuda.get_device_name(loaded.device), str(torch.version.cuda)]
+    facts = [
+        contract.architecture,
+        sorted(contract.hyperparameters.items()),
+        contract.cutoff,
+        contract.elements,
+        loaded.dtype,
+        str(loaded.device),
+        version("ggnn-ff"),
+        torch.__version__,
+        REVISION,
+        where,
+        threads,
+    ]
+    return hashlib.sha256(repr(facts).encode() + save(weights)).hexdigest()[:32]
+
+
+def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path) -> None:
+    """Traces energy and gradient as one graph of any size, compiles it, and writes the package to `path`."""
+    atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
+    arguments = tuple(tensor.to(loaded.device) for tensor in _arguments(atoms, loaded.contract.cutoff))
+    graph = make_fx(Core(with_kernels(eager.potential)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+        *arguments
+    )
+    _fold_constants(graph)
+    n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
+    n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
+    sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})
+    options = {"cpp.threads": threads}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own making
+        program = torch.export.export(graph, arguments, dynamic_shapes=sizes)
+        with tempfile.TemporaryDirectory() as folder:
+            made = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(Path(folder) / "potential.pt2"), inductor_configs=options
+            )
+            write_atomically(path, partial(shutil.copyfile, made))
+
+
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Computes once what depends on nothing but weights and constants."""
+    known: dict[fx.Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            if isinstance(value, Tensor):
+                known[node] = value
+        elif node.op == "call_function" and node.all_input_nodes and all(n in known for n in node.all_input_nodes):
+            result = node.target(*fx.map_arg(node.args, known.get), **fx.map_arg(node.kwargs, known.get))
+            if isinstance(result, Tensor):
+                known[node] = result.contiguous()
+    for number, (node, value) in enumerate(known.items()):
+        if node.op == "get_attr" or all(user in known for user in node.users):
+            continue
+        name = f"_folded_{number}"
+        graph.register_buffer(name, value)
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(name)
+            constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _arguments(atoms: Atoms, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    structure = from_atoms(atoms)
+    edge_index, shifts = neighbor_list(structure, cutoff)
+    return structure.positions, structure.numbers, edge_index.contiguous(), shifts @ structure.cell[0]
+
+
+def _copies(atoms: Atoms, cutoff: float, number: int) -> Atoms:
+    """A molecule next to copies of itself, too far away to be seen."""
+    many = atoms.copy()
+    apart = float(abs(atoms.positions).max()) * 2.0 + cutoff + float(abs(atoms.cell.array).sum())
+    for k in range(1, number):
+        other = atoms.copy()
+        other.positions += [k * apart, 0.0, 0.0]
+        many += other
+    many.pbc = False
+    return many
+
+
+def _verify(package: Any, eager: EnergyForces, loaded: LoadedPotential) -> None:
+    """Raises InputError unless the package agrees with the potential for one, less than one and two molecules."""
+    module = CompiledEnergyForces(eager, loaded)
+    module.packages = {False: package, True: package}
+    example = loaded.contract.example.atoms()
+    structures = [example, _copies(example, loaded.contract.cutoff, 2)]
+    if len(example) > 3:
+        structures.append(example[:-1])
+    for atoms in structures:
+        ours, reference = (evaluate(m, atoms, loaded.contract.cutoff, loaded.device) for m in (module, eager))
+        energy_limit, forces_limit = TOLERANCE[loaded.dtype]
+        energy_error = float((ours.energy - reference.energy).abs().max())
+        forces_error = float((ours.forces - reference.forces).abs().max())
+        stress_error = float((ours.stress - reference.stress).abs().max())
+        if not (energy_error <= energy_limit and max(forces_error, stress_error) <= forces_limit):
+            raise InputError(
+                f"the compiled form of {loaded.source} does not give the numbers of the potential for {len(atoms)} "
+                f"atoms (energy off by {energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); torch "
+                f"{torch.__version__} compiles it wrongly. Use compile=False"
+            )
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Says on stderr what takes long."""
+    print(f"ggnn-ff: {text} ...", file=sys.stderr, flush=True)
+    yield
