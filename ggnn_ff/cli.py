@@ -167,6 +167,24 @@ def evaluate(
     print(errors.model_dump_json(indent=1))
 
 
+@app.command("compile")
+def compile_command(
+    potential: Annotated[str, typer.Argument(help="shipped name, file or folder")],
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: as trained]")] = None,
+) -> None:
+    """Compile a potential to machine code for this machine, once; all hosts then use it.
+
+    They would compile it themselves when they first need it; this does it beforehand.
+    """
+    from ggnn_ff.cache import cache_folder
+    from ggnn_ff.compiled import compile_potential
+    from ggnn_ff.export import load_potential
+
+    compile_potential(load_potential(potential, device=device, dtype=dtype))
+    console.print(f"compiled; kept in {cache_folder()}", soft_wrap=True, markup=False)
+
+
 @app.command()
 def md(
     potential: Annotated[str, typer.Argument(help="shipped name, file or folder")],
@@ -187,6 +205,10 @@ def md(
     frame_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: as trained]")] = None,
     device: Annotated[str, typer.Option(help="of the ASE host: cpu or cuda")] = "cpu",
+    compile_potential: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="run machine code [default: where there is a C++ compiler]"),
+    ] = None,
 ) -> None:
     """Run molecular dynamics; run again to go on after a kill, or with more steps."""
     from ggnn_ff.data.structures import find_structure
@@ -209,7 +231,7 @@ def md(
         frame_every=frame_every,
     )
     loaded = load_potential(potential, device=device, dtype=dtype)
-    result = run_md(loaded, find_structure(structure), output, settings)
+    result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
     console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
 
 

@@ -1,14 +1,13 @@
 """Potentials compiled to machine code: energy, forces and stress by one AOTInductor package, kept in a cache."""
 
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,6 +132,28 @@ def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
     return replace(loaded, module=module)
 
 
+def fast_form(loaded: LoadedPotential, compile: bool | None) -> LoadedPotential:
+    """What a host runs: compiled if `compile` is True; if it is None, where that is possible and wanted.
+
+    Where it is not possible, one line on stderr says why. GGNN_FF_COMPILE=0 is for machines where it is not wanted.
+
+    Raises:
+        InputError: `compile` is True, and it is not possible.
+    """
+    if compile is True:
+        return compile_potential(loaded)
+    if compile is False or os.environ.get("GGNN_FF_COMPILE") == "0":
+        return loaded
+    why = why_not_compile()
+    if why is None:
+        try:
+            return compile_potential(loaded)
+        except (InputError, OSError, RuntimeError, ImportError) as error:
+            why = str(error)
+    _tell(f"{loaded.source} runs without being compiled, several times slower: {why}")
+    return loaded
+
+
 def _eager(loaded: LoadedPotential) -> EnergyForces:
     """The module as Python; that of a TorchScript file is built anew from its contract and weights."""
     if isinstance(loaded.module, EnergyForces):
@@ -164,8 +185,8 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
         else:
             return package
-    with _told(f"compiling {loaded.source} for this machine, once; this takes about a minute"):
-        _make(eager, loaded, threads, path)
+    _tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
+    _make(eager, loaded, threads, path)
     package = torch._inductor.aoti_load_package(str(path))
     _verify(package, eager, loaded)
     return package
@@ -281,8 +302,7 @@ def _verify(package: Any, eager: EnergyForces, loaded: LoadedPotential) -> None:
             )
 
 
-@contextmanager
-def _told(text: str) -> Iterator[None]:
-    """Says on stderr what takes long."""
-    print(f"ggnn-ff: {text} ...", file=sys.stderr, flush=True)
-    yield
+@cache
+def _tell(text: str) -> None:
+    """Says something on stderr, once."""
+    print(f"ggnn-ff: {text}", file=sys.stderr, flush=True)

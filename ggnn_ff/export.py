@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import torch
 from ase import Atoms
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from ggnn_ff.contract import (
     FORMAT_VERSION,
@@ -26,7 +27,7 @@ from ggnn_ff.contract import (
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.files import write_atomically, write_together
 from ggnn_ff.forces import EnergyForces, Prediction
-from ggnn_ff.graph import from_atoms
+from ggnn_ff.graph import Structure, from_atoms
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential, set_dtype
@@ -35,6 +36,10 @@ WEIGHTS, CONTRACT, TORCHSCRIPT = "weights.safetensors", "potential.json", "poten
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Largest difference that two correct evaluations show (eV, eV/angstrom): rounding in the dtype of the features.
 TOLERANCE = {"float32": (1e-4, 1e-3), "float64": (1e-6, 1e-5)}
+
+
+Neighbors = Callable[[Structure], tuple[Tensor, Tensor]]
+"""A structure -> its edges and their shifts, as from `neighbor_list`."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,26 @@ class LoadedPotential:
     dtype: str
     device: torch.device
 
-    def evaluate(self, atoms: Atoms) -> Prediction:
+    def evaluate(self, atoms: Atoms, neighbors: Neighbors | None = None) -> Prediction:
         """Energy, forces and stress of one structure, in eV and angstrom, on the CPU.
+
+        Args:
+            atoms: the structure.
+            neighbors: where its edges come from, such as a `SkinNeighborList` for one that moves.
 
         Raises:
             InputError: an empty, broken or periodic-without-cell structure.
         """
-        return evaluate(self.module, atoms, self.contract.cutoff, self.device)
+        return evaluate(self.module, atoms, self.contract.cutoff, self.device, neighbors)
 
 
 @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
-def evaluate(module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device) -> Prediction:
+def evaluate(
+    module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device, neighbors: Neighbors | None = None
+) -> Prediction:
     """Structure, neighbour list, energy and forces: the whole way for one structure."""
     structure = from_atoms(atoms)
-    edge_index, shifts = neighbor_list(structure, cutoff)
+    edge_index, shifts = neighbors(structure) if neighbors else neighbor_list(structure, cutoff)
     tensors = (structure.positions, structure.numbers, structure.cell, edge_index, shifts, structure.batch)
     prediction = module(*(tensor.to(device) for tensor in tensors), 1)
     return Prediction(*(tensor.cpu() for tensor in prediction))

@@ -1,5 +1,6 @@
 """Which atoms see each other: vesin's neighbour list, in Python and inside a TorchForce."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from vesin_torch import NeighborList
@@ -26,7 +27,7 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
         cutoff: angstrom.
 
     Returns:
-        `edge_index` (2, E) int64 and `shifts` (E, 3) float64.
+        `edge_index` (2, E) int64 and `shifts` (E, 3) float64, sorted by centre, neighbour and shift.
 
     Raises:
         InputError: two atoms lie on top of each other.
@@ -45,7 +46,60 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
                 f"`positions` must keep atoms apart, got atoms {i} and {j} at {float(lengths.min()):.4f} angstrom; "
                 "the structure is broken (two atoms on one place) or in the wrong unit of length"
             )
-        edges.append(pairs.t() + start)
-        shifts.append(pair_shifts)
+        order = np.lexsort((*pair_shifts.numpy().T[::-1], *pairs.numpy().T[::-1]))  # one order for one set of edges
+        edges.append(pairs[order].t() + start)
+        shifts.append(pair_shifts[order])
         start += n_atoms
     return torch.cat(edges, dim=1).to(torch.int64), torch.cat(shifts).to(torch.float64)
+
+
+class SkinNeighborList:
+    """Neighbours of one structure that moves: listed with a margin, and anew only when an atom has moved half of it.
+
+    What it returns are exactly the edges within the cutoff, sorted by centre, as from `neighbor_list`.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.6) -> None:
+        """`cutoff` and `skin` (the margin) in angstrom."""
+        self.cutoff, self.skin = cutoff, skin
+        self.listed: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # positions, cell, pbc, numbers of the list
+        self.edge_index = torch.empty(2, 0, dtype=torch.int64)
+        self.shifts = torch.empty(0, 3, dtype=torch.float64)
+        self.offsets = self.shifts  # angstrom
+        self.n_lists = 0
+
+    def __call__(self, structure: Structure) -> tuple[Tensor, Tensor]:
+        """As `neighbor_list`, for one structure.
+
+        Raises:
+            InputError: two atoms lie on top of each other.
+        """
+        if not self._holds(structure):
+            self.edge_index, self.shifts = neighbor_list(structure, self.cutoff + self.skin)
+            self.offsets = self.shifts @ structure.cell[0]
+            self.listed = (structure.positions.clone(), structure.cell, structure.pbc, structure.numbers)
+            self.n_lists += 1
+        x = structure.positions.detach()
+        vectors = x[self.edge_index[1]] - x[self.edge_index[0]] + self.offsets
+        squares = vectors.square().sum(dim=1)
+        if squares.numel() > 0 and float(squares.min()) < SHORTEST_DISTANCE**2:
+            return neighbor_list(structure, self.cutoff)  # says which atoms
+        within = squares < self.cutoff**2
+        if bool(within.all()):
+            return self.edge_index, self.shifts
+        return self.edge_index[:, within], self.shifts[within]
+
+    def _holds(self, structure: Structure) -> bool:
+        """Whether no pair that was further apart than cutoff and skin can be within the cutoff now."""
+        if self.listed is None:
+            return False
+        positions, cell, pbc, numbers = self.listed
+        if not (
+            positions.shape == structure.positions.shape
+            and torch.equal(cell, structure.cell)
+            and torch.equal(pbc, structure.pbc)
+            and torch.equal(numbers, structure.numbers)
+        ):
+            return False
+        moved = (structure.positions.detach() - positions).square().sum(dim=1).max()
+        return float(moved) < (0.5 * self.skin) ** 2

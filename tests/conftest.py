@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; for molecules threads only wait
+os.environ.setdefault("GGNN_FF_COMPILE", "0")  # a minute for each potential; those tests that compile say so
 
 import pytest
 import torch

@@ -35,9 +35,9 @@ def evaluations(monkeypatch) -> list[int]:
     """One entry for each evaluation of a potential."""
     calls, evaluate = [], LoadedPotential.evaluate
 
-    def counting(self: LoadedPotential, atoms: Atoms):
+    def counting(self: LoadedPotential, atoms: Atoms, *rest):
         calls.append(len(atoms))
-        return evaluate(self, atoms)
+        return evaluate(self, atoms, *rest)
 
     monkeypatch.setattr(LoadedPotential, "evaluate", counting)
     return calls

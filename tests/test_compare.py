@@ -102,8 +102,8 @@ def test_each_architecture_has_a_row_with_all_figures(compared, settings):
 
 def test_table_and_pictures_are_written(compared):
     text = (compared / "comparison.md").read_text()
-    assert re.search(r"^\| schnet \| [\d,]+ \| \d+ \|", text, re.MULTILINE)
-    assert re.search(r"^\| painn \| [\d,]+ \| \d+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| schnet \| [\d,]+ \| 0\.005 \| \d+ \|", text, re.MULTILINE)
+    assert re.search(r"^\| painn \| [\d,]+ \| 0\.005 \| \d+ \|", text, re.MULTILINE)
     assert "one thread" in text
     for name in ("accuracy_speed", "conservation_accuracy", "learning_curves"):
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ from ase.neighborlist import primitive_neighbor_list
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure, edge_vectors, from_atoms
-from ggnn_ff.neighbors import make_neighbor_list, neighbor_list
+from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list
 
 
 def box(atoms: Atoms, cell) -> Atoms:
@@ -142,8 +142,9 @@ def test_scripted_list_is_the_same():
         structure = from_atoms(SYSTEMS[name])
         pairs, shifts = scripted.compute(structure.positions, structure.cell[0], True, "PS")
         edge_index, expected_shifts = neighbor_list(structure, 5.0)
-        assert torch.equal(pairs.t().to(torch.int64), edge_index)
-        assert torch.equal(shifts.to(torch.float64), expected_shifts)
+        ours = torch.cat([pairs.to(torch.float64), shifts.to(torch.float64)], dim=1)
+        theirs = torch.cat([edge_index.T.to(torch.float64), expected_shifts], dim=1)
+        assert sorted(ours.tolist()) == sorted(theirs.tolist())
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.04])
@@ -159,3 +160,36 @@ def test_an_atom_on_its_neighbour_s_image_is_an_error():
     atoms = Atoms("H2", positions=[[0, 0, 0], [3.0, 6.0, -3.0]], cell=[3.0, 3.0, 3.0], pbc=True)
     with pytest.raises(InputError, match=r"atoms 0 and 1 at 0\.0000 angstrom"):
         neighbor_list(from_atoms(atoms), 5.0)
+
+
+def moving(periodic, steps=60):
+    """A structure that is shaken more and more, and in the end wrapped into its cell."""
+    random = np.random.default_rng(0)
+    atoms = Atoms("O20", positions=random.uniform(0.0, 9.0, (20, 3)), cell=[9.0, 8.0, 7.5], pbc=periodic)
+    for _ in range(steps):
+        atoms.positions += random.normal(scale=0.03, size=(20, 3))
+        yield atoms.copy()
+    atoms.wrap()
+    yield atoms.copy()
+    atoms.set_cell(atoms.cell * 1.01, scale_atoms=True)
+    yield atoms.copy()
+    yield atoms[:-1]
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_list_with_a_skin_is_the_list_at_every_step(periodic):
+    listed = SkinNeighborList(3.0, skin=0.6)
+    frames = [from_atoms(atoms) for atoms in moving(periodic)]
+    for structure in frames:
+        edge_index, shifts = listed(structure)
+        expected_index, expected_shifts = neighbor_list(structure, 3.0)
+        assert torch.equal(edge_index, expected_index)  # in the same order, so that sums have the same last digits
+        assert torch.equal(shifts, expected_shifts)
+    assert 3 <= listed.n_lists < len(frames) / 2
+
+
+def test_list_with_a_skin_tells_of_atoms_on_one_place():
+    listed = SkinNeighborList(3.0)
+    listed(from_atoms(Atoms("O2", positions=[[0, 0, 0], [0, 0, 0.2]])))
+    with pytest.raises(InputError, match=r"atoms 0 and 1 at 0\.0200 angstrom"):
+        listed(from_atoms(Atoms("O2", positions=[[0, 0, 0], [0, 0, 0.02]])))

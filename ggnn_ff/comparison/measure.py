@@ -123,7 +123,7 @@ def _run(potential: LoadedPotential, start: Atoms, folder: Path, settings: MDSet
     status = json.loads(record.read_text(encoding="utf8"))["status"] if record.exists() else ""
     if status != COMPLETE and not status.startswith(STOPPED):
         with suppress(UnstableDynamics):  # run.json says so
-            run_md(potential, start, folder, settings, progress=False)
+            run_md(potential, start, folder, settings, progress=False, compile=False)
     content = json.loads(record.read_text(encoding="utf8"))
     stopped = None if content["status"] == COMPLETE else content["status"].removeprefix(STOPPED)
     dynamics = Dynamics(

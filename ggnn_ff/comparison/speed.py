@@ -46,7 +46,7 @@ def structures() -> dict[str, Atoms]:
 
 
 def measure_speed(potential: LoadedPotential, evaluations: int, seconds: float) -> list[Speed]:
-    """Times a potential on each of `structures`, with as many threads as torch has now.
+    """Times a potential as it is, on each of `structures`, with as many threads as torch has now.
 
     An element that the potential does not know is taken for one that it knows, which changes nothing about its speed.
     """
@@ -62,7 +62,7 @@ def measure_speed(potential: LoadedPotential, evaluations: int, seconds: float) 
         def evaluate(arguments: list = arguments) -> None:
             potential.module(*arguments, 1)
 
-        atoms.calc = GGNNCalculator(potential)
+        atoms.calc = GGNNCalculator(potential, compile=False)
         engine = ASEEngine(atoms, make_settings(timestep=_TIMESTEP))
 
         def step(engine: ASEEngine = engine) -> None:

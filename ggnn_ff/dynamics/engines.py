@@ -102,7 +102,7 @@ class OpenMMEngine:
             system.addParticle(float(mass))
         if atoms.pbc.all():
             system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / ANGSTROM_PER_NANOMETER))
-        system.addForce(openmm_force(potential, topology, backend=settings.backend))
+        system.addForce(openmm_force(potential, topology, backend=settings.backend, compile=False))
         timestep = settings.timestep * unit.femtosecond
         if settings.ensemble == "nve":
             integrator = velocity_verlet(timestep)

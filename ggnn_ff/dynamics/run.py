@@ -11,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
+from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
@@ -49,6 +50,7 @@ def run_md(
     settings: MDSettings,
     *,
     progress: bool = True,
+    compile: bool | None = None,
 ) -> MDResult:
     """Runs molecular dynamics, or goes on with an interrupted run.
 
@@ -63,12 +65,16 @@ def run_md(
             the last of `trajectory.xyz`.
         settings: how.
         progress: show a progress bar.
+        compile: run the potential as machine code; by default where that is possible (see `fast_form`).
 
     Raises:
         InputError: a structure or setting that does not fit, or a folder with another run.
         UnstableDynamics: a bond deviates by more than 0.5 angstrom from its first length, or a number is not finite.
     """
     start = first_state(atoms, settings)
+    if isinstance(potential, LoadedPotential):
+        check_elements(potential.contract, start.numbers)
+        potential = fast_form(potential, compile)
     engine = _make_engine(potential, start, settings)
     files = RunFiles(folder, settings, start, potential)
     step = files.resume(engine)
@@ -124,8 +130,6 @@ def run_md(
 
 
 def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Engine:
-    if isinstance(potential, LoadedPotential):
-        check_elements(potential.contract, start.numbers)
     if settings.host == "openmm":
         if not isinstance(potential, LoadedPotential):
             raise InputError("`host` must be 'ase' for an ASE calculator, got 'openmm'")
@@ -135,7 +139,7 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
             )
         return OpenMMEngine(start, potential, settings)
     moving = start.copy()
-    moving.calc = GGNNCalculator(potential) if isinstance(potential, LoadedPotential) else potential
+    moving.calc = GGNNCalculator(potential, compile=False) if isinstance(potential, LoadedPotential) else potential
     return ASEEngine(moving, settings)
 
 

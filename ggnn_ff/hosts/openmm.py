@@ -3,6 +3,7 @@
 import logging
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from ggnn_ff.compiled import CompiledEnergyForces, fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, load_potential
-from ggnn_ff.neighbors import make_neighbor_list
+from ggnn_ff.graph import Structure
+from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
 _LOADED_AGAIN: set[Path] = set()
@@ -60,10 +63,65 @@ class OpenMMModule(nn.Module):
         return out.energy[0] * self.kj_per_mol, forces.to(positions.dtype)
 
 
+class CompiledOpenMMModule(nn.Module):
+    """As `OpenMMModule`, by a compiled potential, with a neighbour list that is kept for some steps."""
+
+    def __init__(self, loaded: LoadedPotential, numbers: Tensor, atoms: Tensor) -> None:
+        super().__init__()
+        self.loaded, self.numbers, self.atoms = loaded, numbers, atoms
+        self.neighbors = SkinNeighborList(loaded.contract.cutoff)
+        self.batch = torch.zeros_like(numbers)
+
+    @torch.inference_mode(False)
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `OpenMMModule.forward`."""
+        x = positions.detach().cpu().to(torch.float64)[self.atoms] * ANGSTROM_PER_NANOMETER
+        periodic = box_vectors is not None
+        cell = torch.zeros(3, 3, dtype=torch.float64)
+        if box_vectors is not None:
+            cell = box_vectors.detach().cpu().to(torch.float64) * ANGSTROM_PER_NANOMETER
+        structure = Structure(x, self.numbers, cell.unsqueeze(0), torch.full((1, 3), periodic), self.batch, 1)
+        edge_index, shifts = self.neighbors(structure)
+        tensors = (x, self.numbers, structure.cell, edge_index, shifts, self.batch)
+        out = self.loaded.module(*(tensor.to(self.loaded.device) for tensor in tensors), 1)
+        forces = torch.zeros(positions.shape[0], 3, dtype=torch.float64)
+        forces[self.atoms] = out.forces.cpu() * (ANGSTROM_PER_NANOMETER / EV_PER_KJ_PER_MOL)
+        return out.energy[0].cpu() / EV_PER_KJ_PER_MOL, forces.to(positions.dtype)
+
+
+_COMPILED: list[CompiledOpenMMModule] = []  # those that TorchForces call, by number
+
+
+@cache
+def _operator() -> torch.library.Library:
+    """The operator by which a TorchForce calls a compiled potential of this process."""
+    library = torch.library.Library("ggnn_ff", "DEF")
+    library.define("compiled_potential(Tensor positions, Tensor? box_vectors, int number) -> (Tensor, Tensor)")
+
+    def call(positions: Tensor, box_vectors: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
+        energy, forces = _COMPILED[number](positions, box_vectors)
+        return energy.to(positions.device), forces.to(positions.device)
+
+    library.impl("compiled_potential", call, "CompositeExplicitAutograd")
+    return library
+
+
+class _CallsCompiled(nn.Module):
+    """What is scripted for a TorchForce: a number, and the operator that finds the potential by it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energy in kJ/mol and forces in kJ/mol/nm."""
+        return torch.ops.ggnn_ff.compiled_potential(positions, box_vectors, self.number)
+
+
 class _Compute:
     """What a PythonForce calls with the state of the system."""
 
-    def __init__(self, module: OpenMMModule, periodic: bool) -> None:
+    def __init__(self, module: nn.Module, periodic: bool) -> None:
         self.module, self.periodic = module, periodic
 
     @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
@@ -85,6 +143,7 @@ def openmm_force(
     backend: str = "auto",
     atoms: list[int] | None = None,
     dtype: str | None = None,
+    compile: bool | None = None,
 ) -> Any:
     """A force that gives the atoms of `topology` the energy of `potential`.
 
@@ -97,6 +156,8 @@ def openmm_force(
             where openmmtorch imports and otherwise, with a warning, the second.
         atoms: indices of the particles that the potential sees; by default all.
         dtype: "float32" or "float64"; for names and paths only.
+        compile: to machine code, as in `GGNNCalculator`. A TorchForce of a compiled potential works in this process
+            only; one that is to be serialized needs compile=False.
 
     Returns:
         The force.
@@ -117,9 +178,14 @@ def openmm_force(
         loaded = load_potential(potential, dtype=dtype)
     numbers, indices = _numbers(topology, atoms)
     check_elements(loaded.contract, numbers)
-    module = OpenMMModule(
-        loaded.module, loaded.contract.cutoff, torch.from_numpy(numbers), torch.from_numpy(indices)
-    ).eval()
+    loaded = fast_form(loaded, compile)
+    compiled = isinstance(loaded.module, CompiledEnergyForces)
+    elements, chosen = torch.from_numpy(numbers), torch.from_numpy(indices)
+    module: nn.Module
+    if compiled:
+        module = CompiledOpenMMModule(loaded, elements, chosen)
+    else:
+        module = OpenMMModule(loaded.module, loaded.contract.cutoff, elements, chosen).eval()
     periodic = topology.getPeriodicBoxVectors() is not None
     torch_force = _torch_force_class(backend)
     if torch_force is None:
@@ -127,6 +193,10 @@ def openmm_force(
 
         force = openmm.PythonForce(_Compute(module, periodic))
     else:
+        if compiled:
+            _operator()
+            _COMPILED.append(module)  # type: ignore[arg-type]
+            module = _CallsCompiled(len(_COMPILED) - 1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
             scripted = torch.jit.script(module)

@@ -22,7 +22,9 @@ class HostAnswer:
     forces: np.ndarray
 
 
-def answers_of_all_hosts(folder: Path, torchscript: Path, atoms: Atoms, dtype: str) -> dict[str, HostAnswer]:
+def answers_of_all_hosts(
+    folder: Path, torchscript: Path, atoms: Atoms, dtype: str, compile: bool = False
+) -> dict[str, HostAnswer]:
     """Energy and forces of one frame by eager, TorchScript, ASE, TorchForce and PythonForce.
 
     Args:
@@ -30,6 +32,7 @@ def answers_of_all_hosts(folder: Path, torchscript: Path, atoms: Atoms, dtype: s
         torchscript: the file exported from it.
         atoms: the frame.
         dtype: "float32" or "float64".
+        compile: let the three hosts run the potential as machine code.
 
     Raises:
         ImportError: openmmtorch cannot be imported.
@@ -39,10 +42,10 @@ def answers_of_all_hosts(folder: Path, torchscript: Path, atoms: Atoms, dtype: s
         prediction = load_potential(source, dtype=dtype).evaluate(atoms)
         answers[name] = HostAnswer(float(prediction.energy[0]), prediction.forces.numpy())
     in_ase = atoms.copy()
-    in_ase.calc = GGNNCalculator(torchscript, dtype=dtype)
+    in_ase.calc = GGNNCalculator(torchscript, dtype=dtype, compile=compile)
     answers["ASE"] = HostAnswer(float(in_ase.get_potential_energy()), in_ase.get_forces())
     for name, backend in (("TorchForce", "torch"), ("PythonForce", "python")):
-        force = openmm_force(torchscript, make_topology(atoms), backend=backend, dtype=dtype)
+        force = openmm_force(torchscript, make_topology(atoms), backend=backend, dtype=dtype, compile=compile)
         answers[name] = _openmm_answer(force, atoms)
     return answers
 
