@@ -7,13 +7,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; for molecules thr
 os.environ.setdefault("GGNN_FF_COMPILE", "0")  # a minute for each potential; those tests that compile say so
 
 import pytest
-import torch
-from ase.build import molecule
+from untrained import write_untrained
 
-from ggnn_ff.contract import TrainingData
-from ggnn_ff.export import TORCHSCRIPT, export_torchscript, make_contract, write_potential
-from ggnn_ff.models import MODELS
-from ggnn_ff.potential import Potential
+from ggnn_ff.export import TORCHSCRIPT, export_torchscript
 
 
 def shared_data(*parts: str) -> Path:
@@ -29,28 +25,7 @@ def shared_data(*parts: str) -> Path:
 def potential_folder(tmp_path_factory) -> Path:
     """The durable form of a small random PaiNN in float32 for H, C and O."""
     hyperparameters = {"n_features": 16, "n_layers": 2, "n_radial": 6}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        settings = MODELS["painn"].hyperparameters(**hyperparameters)
-        potential = Potential("painn", settings, 4.0, ["H", "C", "O"], torch.float32)
-    numbers = torch.arange(len(potential.scale), dtype=torch.float64)
-    potential.scale.copy_(4.0 + 0.1 * numbers)
-    potential.shift.copy_(-10.0 * numbers)
-    example = molecule("CH3CH2OH")
-    example.rattle(0.05, seed=0)
-    contract = make_contract(
-        potential,
-        "painn",
-        hyperparameters,
-        example,
-        elements=["H", "C", "O"],
-        level_of_theory="none, random weights",
-        training_data=TrainingData(name="none", n_train=1, n_valid=0, sha256="0" * 64),
-        test_errors=None,
-    )
-    folder = tmp_path_factory.mktemp("potential")
-    write_potential(folder, potential, contract)
-    return folder
+    return write_untrained(tmp_path_factory.mktemp("potential"), "painn", hyperparameters)
 
 
 @pytest.fixture(scope="session")

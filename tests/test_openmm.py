@@ -10,10 +10,12 @@ import pytest
 import torch  # before openmmtorch, which needs its libraries
 from ase import Atoms
 from ase.build import molecule
+from untrained import write_untrained
 
 from ggnn_ff import GGNNCalculator, InputError, load_potential, openmm_force
-from ggnn_ff.export import LoadedPotential
+from ggnn_ff.export import LoadedPotential, export_torchscript
 from ggnn_ff.hosts.openmm import make_topology
+from ggnn_ff.models import MODELS
 
 openmm = pytest.importorskip("openmm", reason="needs the extra `openmm`")
 pytest.importorskip("openmmtorch", reason="needs the extra `openmm`", exc_type=ImportError)
@@ -242,3 +244,17 @@ for _ in range(2):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_gives_one_answer_in_all_hosts(name, tmp_path):
+    folder = write_untrained(tmp_path, name, MODELS[name].presets["small"].model_dump(), cutoff=5.0, scale=0.3)
+    export_torchscript(folder, tmp_path / "potential.pt")
+    from ggnn_ff.hosts.parity import answers_of_all_hosts
+
+    answers = answers_of_all_hosts(folder, tmp_path / "potential.pt", ethanol(), "float64")
+    assert answers.keys() == {"eager", "TorchScript", "ASE", "TorchForce", "PythonForce"}
+    assert np.abs(answers["eager"].forces).max() > 1e-3
+    for answer in answers.values():
+        assert abs(answer.energy - answers["eager"].energy) < 1e-8
+        np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-8)

@@ -98,7 +98,8 @@ def _make_row(settings: Settings, model: str, folder: Path, console: Console, si
     config = settings.training(model, folder / "training")
     say(f"training for {settings.budget_minutes:g} minutes")
     fit(config, progress=console.is_terminal)
-    potential = export_torchscript(config.output, folder / TORCHSCRIPT)
+    exported = folder / TORCHSCRIPT  # the same file after a kill, for the simulations belong to it
+    potential = load_potential(exported) if exported.exists() else export_torchscript(config.output, exported)
     errors = potential.contract.test_errors
     assert errors is not None  # there is a test file
     say(f"force MAE {errors.forces_mae_mev_per_angstrom:.2f} meV/angstrom")

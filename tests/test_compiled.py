@@ -1,0 +1,163 @@
+"""Compiled potentials: the same numbers for every size and in every host, made once, and refused when wrong."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from model_checks import ethanol, oxide, stack
+from untrained import write_untrained
+
+from ggnn_ff import cache, compiled
+from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
+from ggnn_ff.hosts.ase import GGNNCalculator
+from ggnn_ff.hosts.parity import answers_of_all_hosts
+from ggnn_ff.models import MODELS
+from ggnn_ff.neighbors import neighbor_list
+
+ROUNDING = 1e-10  # eV, eV/angstrom, eV/angstrom^3, in float64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder_of_packages(tmp_path_factory):
+    """A cache of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGNN_FF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def eager(potential_folder) -> LoadedPotential:
+    return load_potential(potential_folder, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def fast(potential_file, eager) -> LoadedPotential:
+    """Compiled from the TorchScript file."""
+    return compile_potential(load_potential(potential_file, dtype="float64"))
+
+
+def assert_same(ours, reference):
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=ROUNDING)
+
+
+def water(n_side: int) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.set_cell([3.1, 3.1, 3.1])
+    atoms.pbc = True
+    atoms = atoms.repeat(n_side)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+STRUCTURES = {
+    "molecule": ethanol(),
+    "smaller": molecule("H2O"),
+    "pair": Atoms("CO", positions=[[0, 0, 0], [0, 0.3, 1.1]]),
+    "far apart": Atoms("CO", positions=[[0, 0, 0], [0, 0, 50.0]]),
+    "atom": Atoms("C"),
+    "small periodic cell": Atoms("C2O4", oxide().positions, cell=oxide().cell, pbc=True),
+    "liquid": water(3),
+    "slab": Atoms(water(2), pbc=[True, True, False]),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_of_any_size_have_the_numbers_of_the_potential(eager, fast, name):
+    assert_same(fast.evaluate(STRUCTURES[name]), eager.evaluate(STRUCTURES[name]))
+
+
+def test_many_structures_at_once_have_the_numbers_of_each(eager, fast):
+    structure = stack(ethanol(), molecule("H2O"), Atoms("C"), ethanol()[:5])
+    edge_index, shifts = neighbor_list(structure, eager.contract.cutoff)
+    tensors = (structure.positions, structure.numbers, structure.cell, edge_index, shifts, structure.batch)
+    assert_same(fast.module(*tensors, 4), eager.module(*tensors, 4))
+
+
+def test_hosts_agree_with_the_potential_itself(potential_folder, potential_file):
+    answers = answers_of_all_hosts(potential_folder, potential_file, ethanol(), "float64", compile=True)
+    for answer in answers.values():
+        assert abs(answer.energy - answers["eager"].energy) < 1e-9
+        np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-9)
+
+
+def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch):
+    monkeypatch.setattr(compiled, "_make", None)
+    again = compile_potential(load_potential(potential_folder, dtype="float64"))  # the other form, the same potential
+    assert isinstance(again.module, CompiledEnergyForces)
+    assert compile_potential(again) is again
+
+
+@pytest.fixture
+def copies(fast, monkeypatch, tmp_path):
+    """In place of a compilation: copies the package of `fast`."""
+    (made,) = cache.cache_folder().glob("*.pt2")
+    calls = []
+
+    def copy(eager, loaded, threads, path):
+        calls.append(path)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(kept, path)
+
+    kept = shutil.copyfile(made, tmp_path / "kept.pt2")
+    monkeypatch.setenv("GGNN_FF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "_make", copy)
+    return calls
+
+
+def test_damaged_package_is_made_anew(copies, potential_folder):
+    loaded = load_potential(potential_folder, dtype="float64")
+    compile_potential(loaded)
+    copies[0].write_bytes(copies[0].read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="cannot be used and is made anew"):
+        compile_potential(loaded)
+    assert copies[0] == copies[1]
+
+
+def test_package_with_other_numbers_is_refused(copies, tmp_path):
+    hyperparameters = {"n_features": 16, "n_layers": 2, "n_radial": 6}
+    other = load_potential(write_untrained(tmp_path / "other", "painn", hyperparameters, scale=5.0), dtype="float64")
+    with pytest.raises(InputError, match=r"does not give the numbers.*forces by.*Use compile=False"):
+        compile_potential(other)
+
+
+def test_without_a_compiler_hosts_say_so_and_run(eager, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.delenv("GGNN_FF_COMPILE")
+    compiled._tell.cache_clear()
+    assert fast_form(eager, None) is eager
+    assert fast_form(eager, None) is eager
+    said = capsys.readouterr().err
+    assert said.count("runs without being compiled") == 1
+    assert "'no-such-compiler' is not installed; install g++" in said
+    with pytest.raises(InputError, match="'no-such-compiler' is not installed"):
+        GGNNCalculator(eager, compile=True)
+
+
+def test_hosts_compile_unless_told_otherwise(eager, fast, monkeypatch):
+    monkeypatch.setattr(compiled, "compile_potential", lambda loaded: fast)
+    assert fast_form(eager, None) is eager  # GGNN_FF_COMPILE=0 in these tests
+    assert fast_form(eager, True) is fast
+    monkeypatch.delenv("GGNN_FF_COMPILE")
+    assert fast_form(eager, False) is eager
+    assert GGNNCalculator(eager).potential is fast
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_compiles(name, tmp_path):
+    """Float64, through all hosts, and for a liquid with the package of many edges."""
+    folder = write_untrained(tmp_path, name, MODELS[name].presets["small"].model_dump(), cutoff=5.0, scale=0.3)
+    export_torchscript(folder, tmp_path / "potential.pt")
+    answers = answers_of_all_hosts(folder, tmp_path / "potential.pt", ethanol(), "float64", compile=True)
+    for answer in answers.values():
+        assert abs(answer.energy - answers["eager"].energy) < 1e-8
+        np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-8)
+    loaded = load_potential(folder, dtype="float64")
+    assert_same(compile_potential(loaded).evaluate(water(3)), loaded.evaluate(water(3)))
