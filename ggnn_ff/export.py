@@ -60,28 +60,32 @@ class LoadedPotential:
     dtype: str
     device: torch.device
 
-    def evaluate(self, atoms: Atoms, neighbors: Neighbors | None = None) -> Prediction:
+    def evaluate(self, atoms: Atoms) -> Prediction:
         """Energy, forces and stress of one structure, in eV and angstrom, on the CPU.
-
-        Args:
-            atoms: the structure.
-            neighbors: where its edges come from, such as a `SkinNeighborList` for one that moves.
 
         Raises:
             InputError: an empty, broken or periodic-without-cell structure.
         """
-        return evaluate(self.module, atoms, self.contract.cutoff, self.device, neighbors)
+        return evaluate(self.module, atoms, self.contract.cutoff, self.device)
+
+    @torch.inference_mode(False)
+    def predict(self, structure: Structure, neighbors: Neighbors) -> Prediction:
+        """As `evaluate`, of structures whose edges come from `neighbors`, such as a `SkinNeighborList`."""
+        return _predict(self.module, structure, neighbors, self.device)
 
 
 @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
-def evaluate(
-    module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device, neighbors: Neighbors | None = None
-) -> Prediction:
+def evaluate(module: nn.Module, atoms: Atoms, cutoff: float, device: torch.device) -> Prediction:
     """Structure, neighbour list, energy and forces: the whole way for one structure."""
-    structure = from_atoms(atoms)
-    edge_index, shifts = neighbors(structure) if neighbors else neighbor_list(structure, cutoff)
+    return _predict(module, from_atoms(atoms), partial(neighbor_list, cutoff=cutoff), device)
+
+
+def _predict(module: nn.Module, structure: Structure, neighbors: Neighbors, device: torch.device) -> Prediction:
+    edge_index, shifts = neighbors(structure)
     tensors = (structure.positions, structure.numbers, structure.cell, edge_index, shifts, structure.batch)
-    prediction = module(*(tensor.to(device) for tensor in tensors), 1)
+    if device.type == "cpu":
+        return module(*tensors, structure.n_structures)
+    prediction = module(*(tensor.to(device) for tensor in tensors), structure.n_structures)
     return Prediction(*(tensor.cpu() for tensor in prediction))
 
 

@@ -51,6 +51,25 @@ def edge_vectors(positions: Tensor, cell: Tensor, edge_index: Tensor, shifts: Te
     return positions[neighbour] - positions[centre] + offsets
 
 
+def moved(structure: Structure, positions: np.ndarray) -> Structure:
+    """One structure with other `positions` (N, 3).
+
+    Raises:
+        InputError: positions that are not finite.
+    """
+    _check_finite(positions)
+    return structure._replace(positions=torch.from_numpy(positions.copy()))
+
+
+def _check_finite(positions: np.ndarray) -> None:
+    if not np.isfinite(positions).all():
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        raise InputError(
+            f"`atoms.positions` must be finite, got NaN or infinity for {bad.size} of {len(positions)} atoms (first: "
+            f"atom {bad[0]}); the structure is broken or the dynamics that made it blew up"
+        )
+
+
 def from_atoms(atoms: Atoms) -> Structure:
     """One structure from ASE, checked; a cell that is periodic in no direction is only a box, and becomes zeros.
 
@@ -61,12 +80,7 @@ def from_atoms(atoms: Atoms) -> Structure:
     if len(atoms) == 0:
         raise InputError("`atoms` must hold at least one atom, got an empty structure; check the file it came from")
     positions = np.asarray(atoms.positions, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if bad.size:
-        raise InputError(
-            f"`atoms.positions` must be finite, got NaN or infinity for {bad.size} of {len(atoms)} atoms (first: "
-            f"atom {bad[0]}); the structure is broken or the dynamics that made it blew up"
-        )
+    _check_finite(positions)
     if (atoms.numbers <= 0).any():
         index = int(np.flatnonzero(atoms.numbers <= 0)[0])
         raise InputError(f"`atoms.numbers` must be positive, got {atoms.numbers[index]} for atom {index}; remove it")

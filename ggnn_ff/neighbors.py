@@ -59,13 +59,10 @@ class SkinNeighborList:
     What it returns are exactly the edges within the cutoff, sorted by centre, as from `neighbor_list`.
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.6) -> None:
+    def __init__(self, cutoff: float, skin: float = 1.0) -> None:
         """`cutoff` and `skin` (the margin) in angstrom."""
         self.cutoff, self.skin = cutoff, skin
-        self.listed: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # positions, cell, pbc, numbers of the list
-        self.edge_index = torch.empty(2, 0, dtype=torch.int64)
-        self.shifts = torch.empty(0, 3, dtype=torch.float64)
-        self.offsets = self.shifts  # angstrom
+        self.listed: Structure | None = None  # of which the list was made
         self.n_lists = 0
 
     def __call__(self, structure: Structure) -> tuple[Tensor, Tensor]:
@@ -74,32 +71,33 @@ class SkinNeighborList:
         Raises:
             InputError: two atoms lie on top of each other.
         """
-        if not self._holds(structure):
-            self.edge_index, self.shifts = neighbor_list(structure, self.cutoff + self.skin)
-            self.offsets = self.shifts @ structure.cell[0]
-            self.listed = (structure.positions.clone(), structure.cell, structure.pbc, structure.numbers)
-            self.n_lists += 1
-        x = structure.positions.detach()
-        vectors = x[self.edge_index[1]] - x[self.edge_index[0]] + self.offsets
-        squares = vectors.square().sum(dim=1)
-        if squares.numel() > 0 and float(squares.min()) < SHORTEST_DISTANCE**2:
+        x = structure.positions.detach().numpy()
+        if self.listed is None or not self._holds(structure, self.listed, x):
+            self._list(structure, x)
+        vectors = x[self.neighbours] - x[self.centres] + self.offsets
+        squares = np.einsum("ea,ea->e", vectors, vectors)
+        if squares.size > 0 and squares.min() < SHORTEST_DISTANCE**2:
             return neighbor_list(structure, self.cutoff)  # says which atoms
         within = squares < self.cutoff**2
-        if bool(within.all()):
+        if within.all():
             return self.edge_index, self.shifts
-        return self.edge_index[:, within], self.shifts[within]
+        chosen = torch.from_numpy(np.flatnonzero(within))
+        return self.edge_index[:, chosen], self.shifts[chosen]
 
-    def _holds(self, structure: Structure) -> bool:
+    def _list(self, structure: Structure, x: np.ndarray) -> None:
+        self.edge_index, self.shifts = neighbor_list(structure, self.cutoff + self.skin)
+        self.centres, self.neighbours = self.edge_index.contiguous().numpy()
+        self.offsets = (self.shifts @ structure.cell[0]).numpy()  # angstrom
+        self.listed, self.listed_x = structure, x.copy()
+        self.n_lists += 1
+
+    def _holds(self, structure: Structure, listed: Structure, x: np.ndarray) -> bool:
         """Whether no pair that was further apart than cutoff and skin can be within the cutoff now."""
-        if self.listed is None:
+        if structure.numbers is not listed.numbers and not torch.equal(structure.numbers, listed.numbers):
             return False
-        positions, cell, pbc, numbers = self.listed
-        if not (
-            positions.shape == structure.positions.shape
-            and torch.equal(cell, structure.cell)
-            and torch.equal(pbc, structure.pbc)
-            and torch.equal(numbers, structure.numbers)
-        ):
+        if structure.cell is not listed.cell and not torch.equal(structure.cell, listed.cell):
             return False
-        moved = (structure.positions.detach() - positions).square().sum(dim=1).max()
-        return float(moved) < (0.5 * self.skin) ** 2
+        if structure.pbc is not listed.pbc and not torch.equal(structure.pbc, listed.pbc):
+            return False
+        displacements = x - self.listed_x
+        return float(np.einsum("na,na->n", displacements, displacements).max()) < (0.5 * self.skin) ** 2

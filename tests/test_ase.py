@@ -11,6 +11,8 @@ from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff import GGNNCalculator, InputError, load_potential
 from ggnn_ff.export import LoadedPotential
+from ggnn_ff.graph import Structure
+from ggnn_ff.neighbors import SkinNeighborList
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,13 @@ def crystal() -> Atoms:
 @pytest.fixture
 def evaluations(monkeypatch) -> list[int]:
     """One entry for each evaluation of a potential."""
-    calls, evaluate = [], LoadedPotential.evaluate
+    calls, predict = [], LoadedPotential.predict
 
-    def counting(self: LoadedPotential, atoms: Atoms, *rest):
-        calls.append(len(atoms))
-        return evaluate(self, atoms, *rest)
+    def counting(self: LoadedPotential, structure: Structure, neighbors: SkinNeighborList):
+        calls.append(len(structure.numbers))
+        return predict(self, structure, neighbors)
 
-    monkeypatch.setattr(LoadedPotential, "evaluate", counting)
+    monkeypatch.setattr(LoadedPotential, "predict", counting)
     return calls
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -12,6 +13,7 @@ from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.graph import Structure, from_atoms, moved
 from ggnn_ff.neighbors import SkinNeighborList
 
 
@@ -23,6 +25,7 @@ class GGNNCalculator(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
+    use_cache = False  # `calculate` keeps what was calculated, and more cheaply where only positions change
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class GGNNCalculator(Calculator):
             potential = load_potential(potential, device=device, dtype=dtype)
         self.potential = fast_form(potential, compile)
         self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
+        self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What has changed since the last calculation; exactly, and faster than ASE's comparison within a tolerance."""
@@ -68,6 +72,7 @@ class GGNNCalculator(Calculator):
         }
         return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
 
+    @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -80,14 +85,13 @@ class GGNNCalculator(Calculator):
             InputError: an element the potential does not know, or a broken structure.
             PropertyNotImplementedError: stress without a cell that is periodic in three directions.
         """
-        super().calculate(atoms, properties, system_changes)
+        structure = self._take(atoms, system_changes)
         periodic = bool(self.atoms.pbc.all())
         if "stress" in (properties or []) and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a cell that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
             )
-        check_elements(self.potential.contract, self.atoms.numbers)
-        prediction = self.potential.evaluate(self.atoms, self.neighbors)
+        prediction = self.potential.predict(structure, self.neighbors)
         energy = float(prediction.energy[0])
         results: dict[str, Any] = {
             "energy": energy,
@@ -98,3 +102,16 @@ class GGNNCalculator(Calculator):
         if periodic:
             results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].numpy())
         self.results = results
+
+    def _take(self, atoms: Atoms | None, system_changes: list[str]) -> Structure:
+        """Keeps `atoms` (None: those that are kept) in `self.atoms`, and returns them as a checked structure."""
+        if self.last is not None and system_changes == ["positions"] and atoms is not None:
+            kept, structure = self.last
+            kept.positions[:] = atoms.positions
+            structure = moved(structure, kept.positions)
+        else:
+            kept = (self.atoms if atoms is None else atoms).copy()
+            structure = from_atoms(kept)
+            check_elements(self.potential.contract, kept.numbers)
+        self.atoms, self.last = kept, (kept, structure)
+        return structure
