@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from ggnn_ff.kernels import FusedContraction, with_kernels
+from ggnn_ff.irreps import TensorProductConvolution
+from ggnn_ff.kernels import with_kernels
+from ggnn_ff.kernels.contraction import FusedContraction
+from ggnn_ff.kernels.convolution import FusedConvolution
 from ggnn_ff.models.mace import MACE, MACEHyperparameters, SymmetricContraction
 
 L_MAX, N_ATOMS, N_ELEMENTS = 2, 5, 3
@@ -47,3 +50,62 @@ def test_copy_shares_the_parameters_and_leaves_the_model_alone():
 def test_model_without_a_kernel_is_handed_back():
     model = torch.nn.Linear(2, 2)
     assert with_kernels(model) is model
+
+
+@pytest.mark.parametrize(("l_in", "l_edge", "l_out"), [(0, 2, 2), (1, 3, 3), (2, 2, 1), (2, 3, 0)])
+@pytest.mark.parametrize("n_features", [3, 16, 20])
+def test_convolution_and_its_first_two_derivatives_are_those_of_the_model(l_in, l_edge, l_out, n_features):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    plain = TensorProductConvolution(l_in, l_edge, l_out)
+    fused = with_kernels(torch.nn.Sequential(plain, torch.nn.Linear(1, 1)))[0]  # which has a device
+    assert isinstance(fused, FusedConvolution)
+    edge_index = (torch.ones(N_ATOMS, N_ATOMS) - torch.eye(N_ATOMS)).nonzero()
+    edge_index = edge_index[edge_index[:, 0] != 2].T.contiguous()  # an atom without neighbours
+    n_edges = edge_index.shape[1]
+    inputs = [random(N_ATOMS, 2 * degree + 1, n_features) for degree in range(l_in + 1)]
+    inputs += [random(n_edges, (l_edge + 1) ** 2), random(n_edges, plain.n_paths * n_features)]
+    answers = []
+    for module in (plain, fused):
+        leaves = [tensor.clone().requires_grad_(True) for tensor in inputs]
+        *features, harmonics, weights = leaves
+        outputs = module(features, harmonics, weights, edge_index)
+        gradients = torch.autograd.grad(sum(y.sin().sum() for y in outputs), leaves, create_graph=True)
+        loss = sum(tensor.square().sum() for tensor in (*outputs, *gradients))
+        answers.append([*outputs, *gradients, *torch.autograd.grad(loss, leaves)])
+    for ours, reference in zip(answers[1], answers[0], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
+
+
+def test_unsorted_edges_are_refused():
+    fused = with_kernels(torch.nn.Sequential(TensorProductConvolution(0, 0, 0), torch.nn.Linear(1, 1)))[0]
+    ones = torch.ones(2, 1, 4)
+    with pytest.raises(RuntimeError, match="sorted by centre"):
+        fused([ones], torch.ones(2, 1), torch.ones(2, 4), torch.tensor([[1, 0], [0, 1]]))
+
+
+def gradient_with(threads):
+    """Of a sum over 500 edges of 80 atoms, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    fused = with_kernels(torch.nn.Sequential(TensorProductConvolution(1, 2, 1), torch.nn.Linear(1, 1)))[0]
+    edge_index = torch.randint(80, (2, 500), generator=generator)
+    edge_index = edge_index[:, edge_index[0].argsort()]
+    x = torch.randn(80, 4, 40, generator=generator).requires_grad_(True)
+    y = torch.randn(500, 9, generator=generator)
+    w = torch.randn(500, fused.n_paths * 40, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        outputs = fused(list(x.split([1, 3], dim=1)), y, w, edge_index)
+        return torch.autograd.grad(sum(out.sin().sum() for out in outputs), x)[0]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_change_no_more_than_the_last_digits_and_those_always_in_one_way():
+    one, two = gradient_with(1), gradient_with(2)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    assert torch.equal(gradient_with(2), two)

@@ -10,9 +10,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "lanes.h"
+
 namespace {
 
-constexpr int kWidth = 16;      // channels in a block
 constexpr int kMaxFactors = 64; // components of A, and one
 
 struct Sizes {
@@ -30,33 +31,24 @@ Sizes check(const at::Tensor& a, const at::Tensor& c, const at::Tensor& z, const
   return {a.size(0), a.size(1), c.size(1), c.size(2), a.size(2)};
 }
 
-template <typename T> void load(T* to, const T* from, int n) {
-  for (int b = 0; b < n; ++b) to[b] = from[b];
-  for (int b = n; b < kWidth; ++b) to[b] = T(0);
-}
-
-template <typename T> void store(T* to, const T* from, int n) {
-  for (int b = 0; b < n; ++b) to[b] = from[b];
-}
-
 // Calls visit(first channel, how many) for each block, on all threads.
 template <typename Visit> void for_blocks(int64_t channels, const Visit& visit) {
   const int64_t blocks = (channels + kWidth - 1) / kWidth;
   at::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
     for (int64_t block = from; block < to; ++block)
-      visit(block * kWidth, static_cast<int>(std::min<int64_t>(kWidth, channels - block * kWidth)));
+      visit(block * kWidth, width(channels, block * kWidth));
   });
 }
 
 template <typename T> struct Rows { // one atom's components, and a row of ones (or zeros) at the end
-  alignas(64) T at[kMaxFactors][kWidth];
+  using Block = typename Lanes<T>::type;
+  Block at[kMaxFactors];
   void read(const T* from, const Sizes& s, int64_t first, int n, T last) {
-    for (int64_t r = 0; r < s.components; ++r) load(at[r], from + r * s.channels + first, n);
-    for (int b = 0; b < kWidth; ++b) at[s.components][b] = last;
+    for (int64_t r = 0; r < s.components; ++r) at[r] = load(from + r * s.channels + first, n);
+    at[s.components] = Block{} + last;
   }
   void clear(const Sizes& s) {
-    for (int64_t r = 0; r <= s.components; ++r)
-      for (int b = 0; b < kWidth; ++b) at[r][b] = T(0);
+    for (int64_t r = 0; r <= s.components; ++r) at[r] = Block{};
   }
   void write(T* to, const Sizes& s, int64_t first, int n) const {
     for (int64_t r = 0; r < s.components; ++r) store(to + r * s.channels + first, at[r], n);
@@ -72,19 +64,16 @@ at::Tensor values(const at::Tensor& a, const at::Tensor& c, const at::Tensor& z,
     const int64_t *pz = z.const_data_ptr<int64_t>(), *pt = table.const_data_ptr<int64_t>();
     scalar_t* py = y.mutable_data_ptr<scalar_t>();
     const int64_t terms = s.outputs * s.monomials;
+    using Block = Lanes<scalar_t>::type;
     for_blocks(s.channels, [&](int64_t first, int n) {
       Rows<scalar_t> x;
-      alignas(64) scalar_t w[kWidth], sum[kWidth];
       for (int64_t atom = 0; atom < s.atoms; ++atom) {
         x.read(pa + atom * s.components * s.channels, s, first, n, scalar_t(1));
         const scalar_t* coefficient = pc + pz[atom] * terms * s.channels + first;
         for (int64_t m = 0, t = 0; m < s.outputs; ++m) {
-          for (int b = 0; b < kWidth; ++b) sum[b] = 0;
-          for (int64_t k = 0; k < s.monomials; ++k, ++t, coefficient += s.channels) {
-            const scalar_t *xi = x.at[pt[t]], *xj = x.at[pt[terms + t]], *xl = x.at[pt[2 * terms + t]];
-            load(w, coefficient, n);
-            for (int b = 0; b < kWidth; ++b) sum[b] += w[b] * xi[b] * xj[b] * xl[b];
-          }
+          Block sum = {};
+          for (int64_t k = 0; k < s.monomials; ++k, ++t, coefficient += s.channels)
+            sum += load(coefficient, n) * x.at[pt[t]] * x.at[pt[terms + t]] * x.at[pt[2 * terms + t]];
           store(py + (atom * s.outputs + m) * s.channels + first, sum, n);
         }
       }
@@ -105,22 +94,21 @@ at::Tensor gradient(const at::Tensor& g, const at::Tensor& a, const at::Tensor& 
     const int64_t *pz = z.const_data_ptr<int64_t>(), *pt = table.const_data_ptr<int64_t>();
     scalar_t* pr = result.mutable_data_ptr<scalar_t>();
     const int64_t terms = s.outputs * s.monomials;
+    using Block = Lanes<scalar_t>::type;
     for_blocks(s.channels, [&](int64_t first, int n) {
       Rows<scalar_t> x, dx;
-      alignas(64) scalar_t w[kWidth], gm[kWidth];
       for (int64_t atom = 0; atom < s.atoms; ++atom) {
         x.read(pa + atom * s.components * s.channels, s, first, n, scalar_t(1));
         dx.clear(s);
         const scalar_t* coefficient = pc + pz[atom] * terms * s.channels + first;
         for (int64_t m = 0, t = 0; m < s.outputs; ++m) {
-          load(gm, pg + (atom * s.outputs + m) * s.channels + first, n);
+          const Block of_output = load(pg + (atom * s.outputs + m) * s.channels + first, n);
           for (int64_t k = 0; k < s.monomials; ++k, ++t, coefficient += s.channels) {
             const int64_t i = pt[t], j = pt[terms + t], l = pt[2 * terms + t];
-            load(w, coefficient, n);
-            for (int b = 0; b < kWidth; ++b) w[b] *= gm[b];
-            for (int b = 0; b < kWidth; ++b) dx.at[i][b] += w[b] * x.at[j][b] * x.at[l][b];
-            for (int b = 0; b < kWidth; ++b) dx.at[j][b] += w[b] * x.at[i][b] * x.at[l][b];
-            for (int b = 0; b < kWidth; ++b) dx.at[l][b] += w[b] * x.at[i][b] * x.at[j][b];
+            const Block xi = x.at[i], xj = x.at[j], xl = x.at[l], w = of_output * load(coefficient, n);
+            dx.at[i] += w * xj * xl;
+            dx.at[j] += w * xi * xl;
+            dx.at[l] += w * xi * xj;
           }
         }
         dx.write(pr + atom * s.components * s.channels, s, first, n);
@@ -140,17 +128,17 @@ at::Tensor coefficients(const at::Tensor& g, const at::Tensor& a, const at::Tens
     const int64_t *pz = z.const_data_ptr<int64_t>(), *pt = table.const_data_ptr<int64_t>();
     scalar_t* pr = result.mutable_data_ptr<scalar_t>();
     const int64_t terms = s.outputs * s.monomials;
+    using Block = Lanes<scalar_t>::type;
     for_blocks(s.channels, [&](int64_t first, int n) {
       Rows<scalar_t> x;
-      alignas(64) scalar_t gm[kWidth];
       for (int64_t atom = 0; atom < s.atoms; ++atom) {
         x.read(pa + atom * s.components * s.channels, s, first, n, scalar_t(1));
         scalar_t* to = pr + pz[atom] * terms * s.channels + first;
         for (int64_t m = 0, t = 0; m < s.outputs; ++m) {
-          load(gm, pg + (atom * s.outputs + m) * s.channels + first, n);
+          const Block of_output = load(pg + (atom * s.outputs + m) * s.channels + first, n);
           for (int64_t k = 0; k < s.monomials; ++k, ++t, to += s.channels) {
-            const scalar_t *xi = x.at[pt[t]], *xj = x.at[pt[terms + t]], *xl = x.at[pt[2 * terms + t]];
-            for (int b = 0; b < n; ++b) to[b] += gm[b] * xi[b] * xj[b] * xl[b];
+            const Block product = x.at[pt[t]] * x.at[pt[terms + t]] * x.at[pt[2 * terms + t]];
+            store(to, load(to, n) + of_output * product, n);
           }
         }
       }
@@ -173,9 +161,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> second(const at::Tensor& h, const
     scalar_t *qg = to_g.mutable_data_ptr<scalar_t>(), *qa = to_a.mutable_data_ptr<scalar_t>();
     scalar_t* qc = to_c.mutable_data_ptr<scalar_t>();
     const int64_t terms = s.outputs * s.monomials;
+    using Block = Lanes<scalar_t>::type;
     for_blocks(s.channels, [&](int64_t first, int n) {
       Rows<scalar_t> x, d, dx; // d: the direction h, with zero beside the row of ones
-      alignas(64) scalar_t w[kWidth], gm[kWidth], sum[kWidth], along[kWidth];
       for (int64_t atom = 0; atom < s.atoms; ++atom) {
         x.read(pa + atom * s.components * s.channels, s, first, n, scalar_t(1));
         d.read(ph + atom * s.components * s.channels, s, first, n, scalar_t(0));
@@ -184,21 +172,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> second(const at::Tensor& h, const
         const scalar_t* coefficient = pc + start;
         scalar_t* to = qc + start;
         for (int64_t m = 0, t = 0; m < s.outputs; ++m) {
-          load(gm, pg + (atom * s.outputs + m) * s.channels + first, n);
-          for (int b = 0; b < kWidth; ++b) sum[b] = 0;
+          const Block of_output = load(pg + (atom * s.outputs + m) * s.channels + first, n);
+          Block sum = {};
           for (int64_t k = 0; k < s.monomials; ++k, ++t, coefficient += s.channels, to += s.channels) {
             const int64_t i = pt[t], j = pt[terms + t], l = pt[2 * terms + t];
-            const scalar_t *xi = x.at[i], *xj = x.at[j], *xl = x.at[l];
-            const scalar_t *di = d.at[i], *dj = d.at[j], *dl = d.at[l];
-            load(w, coefficient, n);
-            for (int b = 0; b < kWidth; ++b)
-              along[b] = di[b] * xj[b] * xl[b] + xi[b] * (dj[b] * xl[b] + xj[b] * dl[b]);
-            for (int b = 0; b < kWidth; ++b) sum[b] += w[b] * along[b];
-            for (int b = 0; b < n; ++b) to[b] += gm[b] * along[b];
-            for (int b = 0; b < kWidth; ++b) w[b] *= gm[b];
-            for (int b = 0; b < kWidth; ++b) dx.at[i][b] += w[b] * (dj[b] * xl[b] + xj[b] * dl[b]);
-            for (int b = 0; b < kWidth; ++b) dx.at[j][b] += w[b] * (di[b] * xl[b] + xi[b] * dl[b]);
-            for (int b = 0; b < kWidth; ++b) dx.at[l][b] += w[b] * (di[b] * xj[b] + xi[b] * dj[b]);
+            const Block xi = x.at[i], xj = x.at[j], xl = x.at[l], di = d.at[i], dj = d.at[j], dl = d.at[l];
+            const Block c = load(coefficient, n), w = of_output * c;
+            const Block jl = dj * xl + xj * dl, il = di * xl + xi * dl, ij = di * xj + xi * dj;
+            const Block along = di * xj * xl + xi * jl;
+            sum += c * along;
+            store(to, load(to, n) + of_output * along, n);
+            dx.at[i] += w * jl;
+            dx.at[j] += w * il;
+            dx.at[l] += w * ij;
           }
           store(qg + (atom * s.outputs + m) * s.channels + first, sum, n);
         }
