@@ -30,7 +30,20 @@ from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
-REVISION = 1  # of the way packages are made; those of another are made anew
+REVISION = 2  # of the way packages are made; those of another are made anew
+
+
+class AtomicEnergies(nn.Module):
+    """A potential as a function of tensors alone."""
+
+    def __init__(self, potential: nn.Module) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(self, numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """(N,), (2, E) and (E, 3) -> energies of the atoms, (N,), eV."""
+        _, atomic_energies = self.potential(Graph(numbers, edge_index, edge_vectors, torch.zeros_like(numbers), 1))
+        return atomic_energies
 
 
 class Core(nn.Module):
@@ -40,9 +53,9 @@ class Core(nn.Module):
     serves one structure and many.
     """
 
-    def __init__(self, potential: nn.Module) -> None:
+    def __init__(self, atomic_energies: nn.Module) -> None:
         super().__init__()
-        self.potential = potential
+        self.atomic_energies = atomic_energies
 
     def forward(
         self, positions: Tensor, numbers: Tensor, edge_index: Tensor, offsets: Tensor
@@ -50,7 +63,7 @@ class Core(nn.Module):
         """Energies (N,), forces (N, 3), dE/dr (E, 3); `offsets` (E, 3) are those of the neighbours' cells, angstrom."""
         centre, neighbour = edge_index[0], edge_index[1]
         vectors = (positions[neighbour] - positions[centre] + offsets).requires_grad_(True)
-        _, atomic_energies = self.potential(Graph(numbers, edge_index, vectors, torch.zeros_like(numbers), 1))
+        atomic_energies = self.atomic_energies(numbers, edge_index, vectors)
         (gradient,) = torch.autograd.grad([atomic_energies.sum()], [vectors])
         forces = torch.zeros_like(positions)
         forces = forces.index_add(0, centre, gradient).index_add(0, neighbour, gradient, alpha=-1.0)

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
+from ase.build import molecule
+from model_checks import ethanol
 
+from ggnn_ff.compiled import AtomicEnergies
+from ggnn_ff.graph import from_atoms
 from ggnn_ff.irreps import TensorProductConvolution
 from ggnn_ff.kernels import with_kernels
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
+from ggnn_ff.kernels.tables import TabulatedPotential, tabulated
+from ggnn_ff.models import MODELS
 from ggnn_ff.models.mace import MACE, MACEHyperparameters, SymmetricContraction
+from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.potential import Potential
 
 L_MAX, N_ATOMS, N_ELEMENTS = 2, 5, 3
 
@@ -109,3 +117,39 @@ def test_threads_change_no_more_than_the_last_digits_and_those_always_in_one_way
     one, two = gradient_with(1), gradient_with(2)
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     assert torch.equal(gradient_with(2), two)
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn", "nequip", "mace", "equivariant_transformer", "dimenet"])
+def test_splines_give_the_forces_of_the_radial_functions_to_a_millionth(name):
+    """In float64, where rounding hides nothing; at distances from a bond to the cutoff."""
+    torch.manual_seed(0)
+    potential = Potential(name, MODELS[name].presets["small"], 5.0, ["H", "C", "O"], torch.float64)
+    for parameter in potential.parameters():
+        parameter.requires_grad_(False)
+    plain = AtomicEnergies(with_kernels(potential))
+
+    def arguments(atoms):
+        structure = from_atoms(atoms)
+        edge_index, _ = neighbor_list(structure, 5.0)
+        return structure.numbers, edge_index, structure.positions[edge_index[1]] - structure.positions[edge_index[0]]
+
+    table = tabulated(plain, arguments(molecule("CH3CH2OH")), 5.0)
+    assert isinstance(table, TabulatedPotential)
+    for atoms in (ethanol(), molecule("C6H6"), molecule("H2O")):
+        answers = []
+        for module in (plain, table):
+            numbers, edge_index, vectors = arguments(atoms)
+            energies = module(numbers, edge_index, vectors.requires_grad_(True))
+            answers += [energies, torch.autograd.grad(energies.sum(), vectors)[0]]
+        energies, gradient, energies_of_table, gradient_of_table = (answer.detach() for answer in answers)
+        assert float((gradient - gradient_of_table).abs().max() / gradient.abs().max()) < 1e-6
+        assert float((energies - energies_of_table).abs().max() / energies.abs().max()) < 1e-6
+        assert not torch.equal(gradient, gradient_of_table)
+
+
+def test_potential_that_needs_no_splines_is_handed_back():
+    potential = Potential("egnn", MODELS["egnn"].presets["small"], 5.0, ["H"], torch.float64)
+    plain = AtomicEnergies(potential)
+    numbers, edge_index = torch.tensor([1, 1]), torch.tensor([[0, 1], [1, 0]])
+    vectors = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
+    assert tabulated(plain, (numbers, edge_index, vectors), 5.0) is plain

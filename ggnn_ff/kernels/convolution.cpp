@@ -166,10 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
                 store(of_neighbour, load(of_neighbour, n) + dx[c], n);
               }
             }
-            for (int64_t k = 0; k < tables.n_pairs; ++k) {
-              t[k] = 0;
-              for (int b = 0; b < kWidth; ++b) t[k] += dt[k][b];
-            }
+            for (int64_t k = 0; k < tables.n_pairs; ++k) t[k] = sum<scalar_t>(dt[k]);
             scalar_t* dy = qy + edge * s.harmonics;
             for (int64_t h = 0; h < s.harmonics; ++h) dy[h] = 0;
             for (int64_t q = 0; q < tables.n_terms; ++q)

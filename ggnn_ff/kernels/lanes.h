@@ -24,6 +24,13 @@ template <typename T> void store(T* to, const typename Lanes<T>::type& block, in
   else std::memcpy(to, &block, n * sizeof(T));
 }
 
+template <typename T> T sum(const typename Lanes<T>::type& block) {
+  T total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int b = 0; b < kWidth; ++b) total += block[b];
+  return total;
+}
+
 inline int width(int64_t channels, int64_t first) {
   return static_cast<int>(std::min<int64_t>(kWidth, channels - first));
 }

@@ -1,0 +1,213 @@
+"""What depends on the distance of two atoms alone, such as radial networks, as splines of the distance.
+
+Found in the graph of operations of any architecture: the nodes that follow from the edge lengths and constants.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.neighbors import SHORTEST_DISTANCE
+
+LARGEST_ERROR = 1e-8  # of radial functions, over the largest value; slopes, and so forces, are then good to 1e-6
+USUAL_DISTANCE = 0.5  # angstrom; that is asked from here on
+KNOTS = (129, 257, 513, 1025)  # the first that is good enough
+aten = torch.ops.aten
+
+
+class TabulatedPotential(nn.Module):
+    """The graph of a potential with splines in it; called with numbers, edge_index, edge_vectors -> energies (N,)."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph
+
+    def forward(self, numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies of the atoms, eV."""
+        return self.graph_module(numbers, edge_index, edge_vectors)
+
+
+def tabulated(atomic_energies: nn.Module, example: tuple[Tensor, Tensor, Tensor], cutoff: float) -> nn.Module:
+    """The same function with radial parts read from splines with four continuous derivatives; for inference only.
+
+    It is handed back as it is where it has no radial part, or one that splines of a sensible size do not fit.
+
+    Args:
+        atomic_energies: called with numbers (N,), edge_index (2, E) and edge_vectors (E, 3) -> (N,).
+        example: arguments with which the graph is traced; it serves all sizes.
+        cutoff: angstrom; splines reach from `SHORTEST_DISTANCE` to it.
+    """
+    graph = make_fx(atomic_energies, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+    lengths = next((node for node in graph.graph.nodes if _is_edge_length(node)), None)
+    if lengths is None:
+        return atomic_energies
+    radial, size = _that_follow_from(lengths, graph)
+    ends = [node for node in radial if _is_worth_it(node, radial) and any(user not in radial for user in node.users)]
+    if not ends:
+        return atomic_energies
+    _register()
+    fitted = _tables(graph, lengths, size, radial, ends, cutoff)
+    if fitted is None:
+        return atomic_energies
+    first, step, tables, shapes = fitted
+    for number, (end, table, shape) in enumerate(zip(ends, tables, shapes, strict=True)):
+        graph.register_buffer(f"_spline_{number}", table)
+        with graph.graph.inserting_after(lengths):
+            spline = graph.graph.get_attr(f"_spline_{number}")
+        with graph.graph.inserting_after(spline):
+            arguments = (lengths, spline, first, step)
+            values = graph.graph.call_function(torch.ops.ggnn_ff_spline.values.default, arguments)
+        with graph.graph.inserting_after(values):
+            shaped = graph.graph.call_function(aten.reshape.default, (values, [-1, *shape]))
+        end.replace_all_uses_with(shaped, delete_user_cb=lambda user: user not in radial)
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
+    return TabulatedPotential(graph)
+
+
+def _is_edge_length(node: fx.Node) -> bool:
+    """A norm of the edge vectors, one number for each."""
+    if node.op != "call_function" or node.target is not aten.linalg_vector_norm.default:
+        return False
+    source = node.args[0]
+    while isinstance(source, fx.Node) and source.target in (aten._to_copy.default, aten.clone.default):
+        source = source.args[0]
+    vectors = [n for n in node.graph.nodes if n.op == "placeholder"][2]
+    return source is vectors and node.meta["val"].ndim == 1
+
+
+def _that_follow_from(lengths: fx.Node, graph: fx.GraphModule) -> tuple[set[fx.Node], Any]:
+    """Nodes with a row for each edge that depend on nothing but the edge lengths and constants."""
+    size = str(lengths.meta["val"].shape[0])  # its symbol; a comparison of sizes would be a condition on the graph
+    constant = {node for node in graph.graph.nodes if node.op == "get_attr"}
+    sizes = {
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_function" and node.target is aten.sym_size.int and str(node.meta["val"]) == size
+    }
+    radial: set[fx.Node] = {lengths}
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node in sizes or node is lengths:
+            continue
+        inputs = set(node.all_input_nodes)
+        if inputs <= constant and inputs:
+            constant.add(node)
+        elif inputs & radial and inputs <= radial | constant | sizes:
+            value = node.meta["val"]
+            if isinstance(value, Tensor) and value.ndim > 0 and str(value.shape[0]) == size and _is_by_row(node):
+                radial.add(node)
+    return radial, size
+
+
+def _is_by_row(node: fx.Node) -> bool:
+    """Whether each row of the result depends on the same row of the input, for what models do with radial functions."""
+    pointwise = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+    by_row = (
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.mm.default,
+        aten.addmm.default,
+        aten.unsqueeze.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.slice.Tensor,
+        aten.cat.default,
+        aten.split_with_sizes.default,
+        aten._to_copy.default,
+        aten.clone.default,
+        aten.expand.default,
+        aten.select.int,
+        aten.sum.dim_IntList,
+    )
+    return pointwise or node.target in by_row
+
+
+def _is_worth_it(node: fx.Node, radial: set[fx.Node]) -> bool:
+    """Whether a matrix product or a transcendental function is on the way from the lengths to it."""
+    costly = (aten.mm.default, aten.addmm.default, aten.sin.default, aten.exp.default)
+    seen, todo = set(), [node]
+    while todo:
+        one = todo.pop()
+        if one in seen or one not in radial:
+            continue
+        if one.target in costly:
+            return True
+        seen.add(one)
+        todo += one.all_input_nodes
+    return False
+
+
+def _tables(
+    graph: fx.GraphModule, lengths: fx.Node, size: Any, radial: set[fx.Node], ends: list[fx.Node], cutoff: float
+) -> tuple[float, float, list[Tensor], list[list[int]]] | None:
+    """First knot, their distance; for each end coefficients (intervals, 6, width) and its shape after the edges.
+
+    None where the splines would need too many knots.
+    """
+
+    def evaluate(x: Tensor) -> list[Tensor]:
+        values: dict[fx.Node, Any] = {lengths: x}
+        for node in graph.graph.nodes:
+            if node in values:
+                continue
+            if node.op == "get_attr":
+                values[node] = _double(getattr(graph, node.target))
+            elif node.op == "call_function" and node.target is aten.sym_size.int and str(node.meta["val"]) == size:
+                values[node] = len(x)
+            elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
+                args = fx.map_arg(node.args, values.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+                kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+                values[node] = node.target(*args, **kwargs)
+        return [values[end].detach() for end in ends]
+
+    for n_knots in KNOTS:
+        x = torch.linspace(SHORTEST_DISTANCE, cutoff, n_knots, dtype=torch.float64)
+        parts = evaluate(x)
+        splines = [make_interp_spline(x.numpy(), part.reshape(n_knots, -1).numpy(), k=5) for part in parts]
+        between = x[:-1] + 0.5 * (x[1] - x[0])
+        between = between[between > USUAL_DISTANCE]
+        exact = [part.reshape(len(between), -1).numpy() for part in evaluate(between)]
+        pairs = zip(splines, exact, strict=True)
+        if all(np.abs(spline(between.numpy()) - e).max() <= LARGEST_ERROR * np.abs(e).max() for spline, e in pairs):
+            break
+    else:
+        return None
+    step, dtype = float(x[1] - x[0]), lengths.meta["val"].dtype
+    tables = []
+    for spline in splines:  # a Taylor series of fifth degree from each knot is the spline itself
+        terms = [spline.derivative(p)(x[:-1].numpy()) * (step**p / math.factorial(p)) for p in range(1, 6)]
+        coefficients = np.stack([spline(x[:-1].numpy()), *terms], axis=1)
+        tables.append(torch.from_numpy(coefficients).to(dtype).contiguous())
+    return SHORTEST_DISTANCE, step, tables, [list(part.shape[1:]) for part in parts]
+
+
+def _double(value: Any) -> Any:
+    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@cache
+def _register() -> None:
+    """Tells torch the derivative with respect to the lengths; there is no second one."""
+    load_operators("spline")
+    operators = torch.ops.ggnn_ff_spline
+    fake = torch.library.register_fake
+    fake("ggnn_ff_spline::values", lambda x, c, first, step: x.new_empty(x.shape[0], c.shape[2]))
+    fake("ggnn_ff_spline::gradient", lambda g, x, c, first, step: torch.empty_like(x))
+
+    def keep(ctx: Any, inputs: tuple, output: object) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.grid = inputs[2:]
+
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return operators.gradient(g.contiguous(), *ctx.saved_tensors, *ctx.grid), None, None, None
+
+    torch.library.register_autograd("ggnn_ff_spline::values", backward, setup_context=keep)
