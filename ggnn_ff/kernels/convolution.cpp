@@ -1,7 +1,7 @@
 // Products of neighbours' features and spherical harmonics, weighted and summed over the neighbours, and its gradient.
 //
 // a[i, r, f] = sum over edges e from i, to j:  w[e, path(r), f]  sum_c t[e, r, c] x[j, c, f]
-// t[e, r, c] = sum_h coefficient[r, c, h] y[e, h],  for the few (r, c) and h where coefficients are not zero
+// t[e, r, c] = sum_h coefficient[r, c, h] y[e, h],  for the components c of one degree and the few h of each (r, c)
 //
 // Nothing of the size edges x rows x channels is ever stored. Edges are sorted by centre; threads share the centres, and
 // what they write for neighbours goes to a copy of each thread, so that sums have one order.
@@ -11,6 +11,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <numeric>
 #include <vector>
 
 #include "lanes.h"
@@ -23,7 +24,8 @@ struct Tables { // which products there are
   int64_t n_rows, n_pairs, n_terms;
   const int64_t *component, *path, *term_pair, *term_harmonic;
   const double* coefficient;
-  std::vector<int64_t> first; // pairs of each row: first[r] ... first[r + 1] - 1
+  std::vector<int64_t> first; // pairs of each row: first[r] ... first[r + 1] - 1; their components are consecutive
+  std::vector<int64_t> order; // rows, those of equal components together
 
   Tables(const Tensor& pairs, const Tensor& paths, const Tensor& terms, const Tensor& coefficients)
       : n_rows(paths.size(0)), n_pairs(pairs.size(1)), n_terms(terms.size(1)), first(paths.size(0) + 1, 0) {
@@ -36,7 +38,13 @@ struct Tables { // which products there are
     coefficient = coefficients.const_data_ptr<double>();
     for (int64_t k = 0; k < n_pairs; ++k) ++first[row[k] + 1];
     for (int64_t r = 0; r < n_rows; ++r) first[r + 1] += first[r];
+    order.resize(n_rows);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return component[first[a]] < component[first[b]];
+    });
   }
+  int64_t count(int64_t row) const { return first[row + 1] - first[row]; }
 };
 
 struct Sizes {
@@ -69,6 +77,41 @@ template <typename T> void mix(T* t, const T* y, const Tables& tables) { // t of
   for (int64_t q = 0; q < tables.n_terms; ++q)
     t[tables.term_pair[q]] += static_cast<T>(tables.coefficient[q]) * y[tables.term_harmonic[q]];
 }
+
+// One block of channels of one edge, in the derivative.
+template <typename T> struct OneBlock {
+  using Block = typename Lanes<T>::type;
+  const Tables& tables;
+  const T* t;
+  const Block* x;
+  Block *dx, *dt, *dw;
+  const T *g, *w;
+  int64_t channels;
+  int n;
+
+  // Rows from the q-th on that have the same N components, which stay in the processor; the next one after them.
+  template <int N> size_t rows(size_t q) const {
+    const int64_t c = tables.component[tables.first[tables.order[q]]];
+    Block xs[N], sums[N] = {};
+    for (int k = 0; k < N; ++k) xs[k] = x[c + k];
+    for (; q < tables.order.size(); ++q) {
+      const int64_t r = tables.order[q], first = tables.first[r];
+      if (tables.component[first] != c) break;
+      const Block of_row = load(g + r * channels, n);
+      const Block u = of_row * load(w + tables.path[r] * channels, n);
+      Block product = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) {
+        product += t[first + k] * xs[k];
+        sums[k] += t[first + k] * u;
+        dt[first + k] += u * xs[k];
+      }
+      dw[tables.path[r]] += of_row * product;
+    }
+    for (int k = 0; k < N; ++k) dx[c + k] = sums[k];
+    return q;
+  }
+};
 
 // a of the formula above, (N, rows, F).
 Tensor convolve(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor& edges, const Tensor& pairs,
@@ -146,19 +189,17 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
               const int n = width(s.channels, f);
               for (int64_t c = 0; c < s.components; ++c)
                 xs[c] = load(px + (neighbour[edge] * s.components + c) * s.channels + f, n);
-              std::fill(dx.begin(), dx.end(), Block{});
               std::fill(dw.begin(), dw.end(), Block{});
-              for (int64_t r = 0; r < tables.n_rows; ++r) {
-                const Block of_row = load(pg + (i * tables.n_rows + r) * s.channels + f, n);
-                const Block u = of_row * load(pw + (edge * s.paths + tables.path[r]) * s.channels + f, n);
-                Block product = {};
-                for (int64_t k = tables.first[r]; k < tables.first[r + 1]; ++k) {
-                  const int64_t c = tables.component[k];
-                  product += t[k] * xs[c];
-                  dx[c] += t[k] * u;
-                  dt[k] += u * xs[c];
+              const OneBlock<scalar_t> block{tables, t.data(), xs.data(), dx.data(), dt.data(), dw.data(),
+                                             pg + i * tables.n_rows * s.channels + f,
+                                             pw + edge * s.paths * s.channels + f, s.channels, n};
+              for (size_t q = 0; q < tables.order.size();) {
+                switch (tables.count(tables.order[q])) { // components of features of degree 0 to 3
+                case 1: q = block.template rows<1>(q); break;
+                case 3: q = block.template rows<3>(q); break;
+                case 5: q = block.template rows<5>(q); break;
+                default: q = block.template rows<7>(q);
                 }
-                dw[tables.path[r]] += of_row * product;
               }
               for (int64_t p = 0; p < s.paths; ++p) store(qw + (edge * s.paths + p) * s.channels + f, dw[p], n);
               for (int64_t c = 0; c < s.components; ++c) {

@@ -22,7 +22,7 @@ class FusedConvolution(nn.Module):
         super().__init__()
         _register()
         self.n_paths, self.n_paths_to = plain.n_paths, plain.n_paths_to
-        pairs: list[tuple[int, int]] = []  # row, component of the neighbour's features
+        pairs: list[tuple[int, int]] = []  # row, component of the neighbour's features: all of one degree
         paths: list[int] = []  # of each row
         terms: list[tuple[int, int]] = []  # pair, harmonic
         coefficients: list[float] = []
@@ -33,11 +33,10 @@ class FusedConvolution(nn.Module):
                     paths.append(weight)
                     for component in range(2 * l_in + 1):
                         of_harmonics = matrices[:, m, component]
-                        if of_harmonics.any():
-                            for harmonic in of_harmonics.nonzero().flatten().tolist():
-                                terms.append((len(pairs), harmonic))
-                                coefficients.append(float(of_harmonics[harmonic]))
-                            pairs.append((row, l_in**2 + component))
+                        for harmonic in of_harmonics.nonzero().flatten().tolist():
+                            terms.append((len(pairs), harmonic))
+                            coefficients.append(float(of_harmonics[harmonic]))
+                        pairs.append((row, l_in**2 + component))
         tables = {"pairs": torch.tensor(pairs).T.contiguous(), "paths": torch.tensor(paths)}
         tables["terms"] = torch.tensor(terms).T.contiguous()
         tables["coefficients"] = torch.tensor(coefficients, dtype=torch.float64)
