@@ -24,7 +24,8 @@ from ggnn_ff.export import DTYPES, TOLERANCE, LoadedPotential, evaluate
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
-from ggnn_ff.kernels import with_kernels
+from ggnn_ff.kernels import load_operators_of, with_kernels
+from ggnn_ff.kernels.tables import tabulated
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
@@ -188,6 +189,8 @@ def _eager(loaded: LoadedPotential) -> EnergyForces:
 def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
     """A verified package, from the cache or made now."""
     path = cache_folder() / f"{_key(eager, loaded, threads)}.pt2"
+    if loaded.device.type == "cpu":
+        load_operators_of(eager.potential)  # a package calls them by name
     if path.exists():
         try:
             package = torch._inductor.aoti_load_package(str(path))
@@ -230,9 +233,12 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
     """Traces energy and gradient as one graph of any size, compiles it, and writes the package to `path`."""
     atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
     arguments = tuple(tensor.to(loaded.device) for tensor in _arguments(atoms, loaded.contract.cutoff))
-    graph = make_fx(Core(with_kernels(eager.potential)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
-        *arguments
-    )
+    energies: nn.Module = AtomicEnergies(with_kernels(eager.potential))
+    if loaded.dtype == "float32" and loaded.device.type == "cpu":
+        positions, numbers, edge_index, _ = arguments
+        vectors = positions[edge_index[1]] - positions[edge_index[0]]
+        energies = tabulated(energies, (numbers, edge_index, vectors), loaded.contract.cutoff)
+    graph = make_fx(Core(energies), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     _fold_constants(graph)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
     n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair

@@ -1,6 +1,9 @@
 """Compiled potentials: the same numbers for every size and in every host, made once, and refused when wrong."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +94,28 @@ def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch
     again = compile_potential(load_potential(potential_folder, dtype="float64"))  # the other form, the same potential
     assert isinstance(again.module, CompiledEnergyForces)
     assert compile_potential(again) is again
+
+
+def test_another_process_finds_the_package(tmp_path):
+    """And the operators that it calls: in float32 radial functions are splines."""
+    hyperparameters = {"n_features": 4, "n_layers": 1, "n_radial": 3}
+    write_untrained(tmp_path / "potential", "painn", hyperparameters)
+    program = f"""
+import torch
+from ggnn_ff.compiled import compile_potential
+from ggnn_ff.export import load_potential
+loaded = load_potential({str(tmp_path / "potential")!r})
+atoms = loaded.contract.example.atoms()
+difference = compile_potential(loaded).evaluate(atoms).forces - loaded.evaluate(atoms).forces
+assert 0.0 < difference.abs().max() < 1e-4
+"""
+    command, environment = [sys.executable, "-c", program], {**os.environ, "GGNN_FF_CACHE": str(tmp_path / "cache")}
+    said = [
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=250, env=environment).stderr
+        for _ in range(2)
+    ]
+    assert ["compiling" in text for text in said] == [True, False]
+    assert "made anew" not in said[1]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import copy
 from torch import nn
 
 from ggnn_ff.irreps import TensorProductConvolution
+from ggnn_ff.kernels import contraction, convolution, tables
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
 from ggnn_ff.models.mace import SymmetricContraction
@@ -16,6 +17,9 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     SymmetricContraction: FusedContraction,
     TensorProductConvolution: FusedConvolution,
 }
+
+
+REGISTER = {SymmetricContraction: contraction.register, TensorProductConvolution: convolution.register}
 
 
 def with_kernels(model: nn.Module) -> nn.Module:
@@ -33,3 +37,14 @@ def with_kernels(model: nn.Module) -> nn.Module:
         plain = twin.get_submodule(name)
         twin.set_submodule(name, REPLACEMENTS[type(plain)](plain))
     return twin
+
+
+def load_operators_of(model: nn.Module) -> None:
+    """Loads what a compiled form of `model` calls.
+
+    Raises:
+        InputError: the compiler cannot build it.
+    """
+    for kind in {type(module) for module in model.modules()} & REPLACEMENTS.keys():
+        REGISTER[kind]()
+    tables.register()

@@ -15,7 +15,7 @@ class FusedContraction(nn.Module):
 
     def __init__(self, plain: SymmetricContraction) -> None:
         super().__init__()
-        _register()
+        register()
         self.weight = plain.weight
         missing = 3 - plain.monomials.shape[0]
         table = nn.functional.pad(plain.monomials, (0, 0, 0, 0, 0, missing), value=plain.one)  # three factors always
@@ -29,7 +29,7 @@ class FusedContraction(nn.Module):
 
 
 @cache
-def _register() -> None:
+def register() -> None:
     """Tells torch how the operators are differentiated, twice."""
     load_operators("contraction")
     operators = torch.ops.ggnn_ff_contraction

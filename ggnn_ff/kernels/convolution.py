@@ -20,7 +20,7 @@ class FusedConvolution(nn.Module):
 
     def __init__(self, plain: TensorProductConvolution) -> None:
         super().__init__()
-        _register()
+        register()
         self.n_paths, self.n_paths_to = plain.n_paths, plain.n_paths_to
         pairs: list[tuple[int, int]] = []  # row, component of the neighbour's features: all of one degree
         paths: list[int] = []  # of each row
@@ -73,7 +73,7 @@ def _paths_to(plain: TensorProductConvolution, degree: int) -> list[tuple[int, i
 
 
 @cache
-def _register() -> None:
+def register() -> None:
     """Tells torch how the operators are differentiated, twice.
 
     The result is linear in each of three tensors, so that all second derivatives are values and gradients of it again.

@@ -52,7 +52,7 @@ def tabulated(atomic_energies: nn.Module, example: tuple[Tensor, Tensor, Tensor]
     ends = [node for node in radial if _is_worth_it(node, radial) and any(user not in radial for user in node.users)]
     if not ends:
         return atomic_energies
-    _register()
+    register()
     fitted = _tables(graph, lengths, size, radial, ends, cutoff)
     if fitted is None:
         return atomic_energies
@@ -195,7 +195,7 @@ def _double(value: Any) -> Any:
 
 
 @cache
-def _register() -> None:
+def register() -> None:
     """Tells torch the derivative with respect to the lengths; there is no second one."""
     load_operators("spline")
     operators = torch.ops.ggnn_ff_spline
