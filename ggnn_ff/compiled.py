@@ -20,15 +20,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.cache import cache_folder, machine, why_not_compile
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import DTYPES, TOLERANCE, LoadedPotential, evaluate
+from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, without_weights
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import load_operators_of, with_kernels
 from ggnn_ff.kernels.tables import tabulated
-from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
-from ggnn_ff.potential import Potential
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
 REVISION = 2  # of the way packages are made; those of another are made anew
@@ -170,12 +168,7 @@ def _eager(loaded: LoadedPotential) -> EnergyForces:
     """The module as Python; that of a TorchScript file is built anew from its contract and weights."""
     if isinstance(loaded.module, EnergyForces):
         return loaded.module
-    contract = loaded.contract
-    hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
-    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-        potential = Potential(
-            contract.architecture, hyperparameters, contract.cutoff, contract.elements, DTYPES[loaded.dtype]
-        )
+    potential = without_weights(loaded.contract, loaded.dtype)
     scripted = loaded.module.potential.state_dict()  # type: ignore[union-attr]
     potential.load_state_dict(
         {name: scripted[name] for name in potential.state_dict()}

@@ -275,6 +275,13 @@ def _ready(module: nn.Module) -> nn.Module:
     return module
 
 
+def without_weights(contract: Contract, dtype: str) -> Potential:
+    """The architecture of a contract, with random weights that are to be replaced."""
+    hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
+    with torch.random.fork_rng(devices=[]):
+        return Potential(contract.architecture, hyperparameters, contract.cutoff, contract.elements, DTYPES[dtype])
+
+
 def _load_durable(folder: Path) -> LoadedPotential:
     for name in (CONTRACT, WEIGHTS):
         if not (folder / name).is_file():
@@ -282,11 +289,7 @@ def _load_durable(folder: Path) -> LoadedPotential:
                 f"`potential` folder {folder} must hold {name}, which is missing; has the training finished?"
             )
     contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
-    hyperparameters = MODELS[contract.architecture].hyperparameters(**contract.hyperparameters)
-    with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
-        potential = Potential(
-            contract.architecture, hyperparameters, contract.cutoff, contract.elements, DTYPES[contract.dtype]
-        )
+    potential = without_weights(contract, contract.dtype)
     try:
         potential.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
