@@ -14,6 +14,7 @@ from model_checks import ethanol, oxide, stack
 from untrained import write_untrained
 
 from ggnn_ff import cache, compiled
+from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
@@ -22,6 +23,7 @@ from ggnn_ff.hosts.parity import answers_of_all_hosts
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
 
+pytestmark = pytest.mark.skipif(why_not_compile() is not None, reason=f"{why_not_compile()}")
 ROUNDING = 1e-10  # eV, eV/angstrom, eV/angstrom^3, in float64
 
 

@@ -5,6 +5,7 @@ import torch
 from ase.build import molecule
 from model_checks import ethanol
 
+from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import AtomicEnergies
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.irreps import TensorProductConvolution
@@ -17,6 +18,7 @@ from ggnn_ff.models.mace import MACE, MACEHyperparameters, SymmetricContraction
 from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
 
+pytestmark = pytest.mark.skipif(why_not_compile() is not None, reason=f"{why_not_compile()}")
 L_MAX, N_ATOMS, N_ELEMENTS = 2, 5, 3
 
 
