@@ -24,8 +24,7 @@ from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, without_weights
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
-from ggnn_ff.kernels import load_operators_of, with_kernels
-from ggnn_ff.kernels.tables import tabulated
+from ggnn_ff.kernels import tables, with_kernels
 from ggnn_ff.neighbors import neighbor_list
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
@@ -170,9 +169,8 @@ def _eager(loaded: LoadedPotential) -> EnergyForces:
         return loaded.module
     potential = without_weights(loaded.contract, loaded.dtype)
     scripted = loaded.module.potential.state_dict()  # type: ignore[union-attr]
-    potential.load_state_dict(
-        {name: scripted[name] for name in potential.state_dict()}
-    )  # scripted ones hold constants too
+    weights = {name: scripted[name] for name in potential.state_dict()}  # without the constants
+    potential.load_state_dict(weights)
     module = EnergyForces(potential).to(loaded.device).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -182,8 +180,9 @@ def _eager(loaded: LoadedPotential) -> EnergyForces:
 def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
     """A verified package, from the cache or made now."""
     path = cache_folder() / f"{_key(eager, loaded, threads)}.pt2"
-    if loaded.device.type == "cpu":
-        load_operators_of(eager.potential)  # a package calls them by name
+    with_kernels(eager.potential)  # a package calls operators by name
+    if _has_tables(loaded):
+        tables.register()
     if path.exists():
         try:
             package = torch._inductor.aoti_load_package(str(path))
@@ -222,15 +221,20 @@ def _key(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> str:
     return hashlib.sha256(repr(facts).encode() + save(weights)).hexdigest()[:32]
 
 
+def _has_tables(loaded: LoadedPotential) -> bool:
+    """Whether radial functions become splines: in float32, where these change no more than rounding does."""
+    return loaded.dtype == "float32" and loaded.device.type == "cpu"
+
+
 def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path) -> None:
     """Traces energy and gradient as one graph of any size, compiles it, and writes the package to `path`."""
     atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
     arguments = tuple(tensor.to(loaded.device) for tensor in _arguments(atoms, loaded.contract.cutoff))
     energies: nn.Module = AtomicEnergies(with_kernels(eager.potential))
-    if loaded.dtype == "float32" and loaded.device.type == "cpu":
+    if _has_tables(loaded):
         positions, numbers, edge_index, _ = arguments
         vectors = positions[edge_index[1]] - positions[edge_index[0]]
-        energies = tabulated(energies, (numbers, edge_index, vectors), loaded.contract.cutoff)
+        energies = tables.tabulated(energies, (numbers, edge_index, vectors), loaded.contract.cutoff)
     graph = make_fx(Core(energies), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     _fold_constants(graph)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)

@@ -12,7 +12,7 @@ from ggnn_ff.irreps import TensorProductConvolution
 from ggnn_ff.kernels import with_kernels
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
-from ggnn_ff.kernels.tables import TabulatedPotential, tabulated
+from ggnn_ff.kernels.tables import tabulated
 from ggnn_ff.models import MODELS
 from ggnn_ff.models.mace import MACE, MACEHyperparameters, SymmetricContraction
 from ggnn_ff.neighbors import neighbor_list
@@ -97,6 +97,16 @@ def test_unsorted_edges_are_refused():
         fused([ones], torch.ones(2, 1), torch.ones(2, 4), torch.tensor([[1, 0], [0, 1]]))
 
 
+def test_foreign_elements_and_atoms_are_refused():
+    """In C++ they would be read from memory of others."""
+    _, fused, features, elements = contractions(0, 2, 16)
+    with pytest.raises(RuntimeError, match="does not know"):
+        fused(features, elements + N_ELEMENTS)
+    fused = with_kernels(torch.nn.Sequential(TensorProductConvolution(0, 0, 0), torch.nn.Linear(1, 1)))[0]
+    with pytest.raises(RuntimeError, match="an atom that is not there"):
+        fused([torch.ones(2, 1, 4)], torch.ones(2, 1), torch.ones(2, 4), torch.tensor([[0, 1], [1, 2]]))
+
+
 def gradient_with(threads):
     """Of a sum over 500 edges of 80 atoms, in float32."""
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +146,7 @@ def test_splines_give_the_forces_of_the_radial_functions_to_a_millionth(name):
         return structure.numbers, edge_index, structure.positions[edge_index[1]] - structure.positions[edge_index[0]]
 
     table = tabulated(plain, arguments(molecule("CH3CH2OH")), 5.0)
-    assert isinstance(table, TabulatedPotential)
+    assert any("_spline_" in name_of_buffer for name_of_buffer, _ in table.named_buffers())
     for atoms in (ethanol(), molecule("C6H6"), molecule("H2O")):
         answers = []
         for module in (plain, table):

@@ -8,7 +8,6 @@ import copy
 from torch import nn
 
 from ggnn_ff.irreps import TensorProductConvolution
-from ggnn_ff.kernels import contraction, convolution, tables
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
 from ggnn_ff.models.mace import SymmetricContraction
@@ -19,11 +18,10 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-REGISTER = {SymmetricContraction: contraction.register, TensorProductConvolution: convolution.register}
-
-
 def with_kernels(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters of `model`, with C++ where there is any for the device.
+
+    That also tells torch the operators which a compiled form of `model` calls by name.
 
     Raises:
         InputError: the compiler cannot build it.
@@ -37,14 +35,3 @@ def with_kernels(model: nn.Module) -> nn.Module:
         plain = twin.get_submodule(name)
         twin.set_submodule(name, REPLACEMENTS[type(plain)](plain))
     return twin
-
-
-def load_operators_of(model: nn.Module) -> None:
-    """Loads what a compiled form of `model` calls.
-
-    Raises:
-        InputError: the compiler cannot build it.
-    """
-    for kind in {type(module) for module in model.modules()} & REPLACEMENTS.keys():
-        REGISTER[kind]()
-    tables.register()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ggnn_ff.cache import cache_folder, compiler, machine
+from ggnn_ff.cache import cache_folder, compiler, machine, why_not_compile
 from ggnn_ff.errors import InputError
 from ggnn_ff.files import write_atomically
 
@@ -26,6 +26,8 @@ def load_operators(name: str) -> None:
     facts = [texts, FLAGS, torch.__version__, machine()]
     path = cache_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.so"
     if not path.exists():
+        if why := why_not_compile():
+            raise InputError(f"`compile` must find a C++ compiler: {why}")
         write_atomically(path, lambda temporary: _build(source, temporary))
     torch.ops.load_library(path)
 

@@ -28,6 +28,9 @@ Sizes check(const at::Tensor& a, const at::Tensor& c, const at::Tensor& z, const
   TORCH_CHECK(a.size(0) == z.size(0) && a.size(2) == c.size(3) && table.size(0) == 3 &&
                   table.size(1) == c.size(1) && table.size(2) == c.size(2) && a.size(1) < kMaxFactors,
               "contraction: sizes do not fit");
+  const int64_t* element = z.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < z.size(0); ++n)
+    TORCH_CHECK(0 <= element[n] && element[n] < c.size(0), "contraction: an element that the potential does not know");
   return {a.size(0), a.size(1), c.size(1), c.size(2), a.size(2)};
 }
 

@@ -62,9 +62,11 @@ Sizes check(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor& edg
 }
 
 // The first edge of each centre, and the end.
-std::vector<int64_t> starts(const int64_t* centre, const Sizes& s) {
+std::vector<int64_t> starts(const int64_t* centre, const int64_t* neighbour, const Sizes& s) {
   std::vector<int64_t> start(s.atoms + 1, 0);
   for (int64_t e = 0; e < s.edges; ++e) {
+    TORCH_CHECK(0 <= centre[e] && centre[e] < s.atoms && 0 <= neighbour[e] && neighbour[e] < s.atoms,
+                "convolution: an edge of an atom that is not there");
     TORCH_CHECK(e == 0 || centre[e - 1] <= centre[e], "convolution: edges must be sorted by centre");
     ++start[centre[e] + 1];
   }
@@ -119,7 +121,7 @@ Tensor convolve(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor&
   const Sizes s = check(x, y, w, edges);
   const Tables tables(pairs, paths, terms, coefficients);
   const int64_t *centre = edges.const_data_ptr<int64_t>(), *neighbour = centre + s.edges;
-  const std::vector<int64_t> start = starts(centre, s);
+  const std::vector<int64_t> start = starts(centre, neighbour, s);
   Tensor a = at::empty({s.atoms, tables.n_rows, s.channels}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "convolution", [&] {
     const scalar_t *px = x.const_data_ptr<scalar_t>(), *py = y.const_data_ptr<scalar_t>();
@@ -165,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
   const Tables tables(pairs, paths, terms, coefficients);
   TORCH_CHECK(g.is_contiguous() && g.size(0) == s.atoms && g.size(1) == tables.n_rows, "convolution: wrong gradient");
   const int64_t *centre = edges.const_data_ptr<int64_t>(), *neighbour = centre + s.edges;
-  const std::vector<int64_t> start = starts(centre, s);
+  const std::vector<int64_t> start = starts(centre, neighbour, s);
   // A part of the centres for each thread, the same ones each time.
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), s.atoms / 16));
   Tensor to_x = at::zeros({parts, s.atoms, s.components, s.channels}, x.options());

@@ -22,18 +22,6 @@ KNOTS = (129, 257, 513, 1025)  # the first that is good enough
 aten = torch.ops.aten
 
 
-class TabulatedPotential(nn.Module):
-    """The graph of a potential with splines in it; called with numbers, edge_index, edge_vectors -> energies (N,)."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.graph_module = graph
-
-    def forward(self, numbers: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies of the atoms, eV."""
-        return self.graph_module(numbers, edge_index, edge_vectors)
-
-
 def tabulated(atomic_energies: nn.Module, example: tuple[Tensor, Tensor, Tensor], cutoff: float) -> nn.Module:
     """The same function with radial parts read from splines with four continuous derivatives; for inference only.
 
@@ -70,7 +58,7 @@ def tabulated(atomic_energies: nn.Module, example: tuple[Tensor, Tensor, Tensor]
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
-    return TabulatedPotential(graph)
+    return graph
 
 
 def _is_edge_length(node: fx.Node) -> bool:
