@@ -23,7 +23,8 @@ from ggnn_ff.stability import plots
 from ggnn_ff.stability.report import check_trajectory
 from ggnn_ff.stability.show import report_table, write_report
 from ggnn_ff.stability.trajectory import read_trajectory
-from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD, Verdict
+from ggnn_ff.stability.verdict import Verdict
+from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD
 
 TIMESTEP_FS = 0.5
 STEPS = 400

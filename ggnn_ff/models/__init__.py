@@ -41,7 +41,7 @@ class Architecture(NamedTuple):
     hyperparameters: type[BaseModel]
     presets: Mapping[str, BaseModel]  # small, default (as in the paper), large
     readout: Callable[[int], nn.Module] = mlp_readout  # of the module's `n_features` features -> (N, 1)
-    learning_rate: float = 5e-3  # the first one of a short training in batches of five
+    learning_rate: float = 1e-2  # the first one of a short training in batches of five
 
 
 MODELS: dict[str, Architecture] = {

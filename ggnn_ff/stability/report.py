@@ -15,9 +15,9 @@ from ggnn_ff.stability.structure import (
     distribution_error,
 )
 from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
+from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.verdicts import (
     DRIFT_THRESHOLD,
-    Verdict,
     bond_verdict,
     completion_verdicts,
     energy_verdicts,

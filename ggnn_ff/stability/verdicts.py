@@ -1,8 +1,5 @@
 """Verdicts on a trajectory: what was measured, against which threshold, and whether it passed."""
 
-import math
-from dataclasses import dataclass
-
 from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.stability.conservation import (
     LEAST_ROWS,
@@ -14,6 +11,7 @@ from ggnn_ff.stability.conservation import (
 )
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.structure import BondDeviations
+from ggnn_ff.stability.verdict import Verdict
 
 DRIFT_THRESHOLD: float = 0.5
 """meV/atom/ps. LAMBench counts a drift below this over 10 ps as zero: enough to tell a conservative force
@@ -25,39 +23,6 @@ SHIPPED_DRIFT_THRESHOLD: float = 0.01
 MOMENTUM_THRESHOLD: float = 1e-3
 """Change of the total momentum over the sum of the atoms' momenta, linear and angular. Chosen here: far above
 what rounding in float32 does, far below what a force that is not invariant does within picoseconds."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One figure and what it means.
-
-    Attributes:
-        name: what was measured.
-        value: the figure, or None if this trajectory does not allow it.
-        unit: of value, threshold and error; "" for a ratio.
-        threshold: largest value that passes, or None for a figure that is not judged.
-        passed: None when not judged.
-        explanation: in a sentence: where the threshold comes from, or why there is no verdict.
-        error: standard error of value, or None.
-    """
-
-    name: str
-    value: float | None
-    unit: str
-    threshold: float | None
-    passed: bool | None
-    explanation: str
-    error: float | None = None
-
-    @property
-    def text(self) -> str:
-        """The figure for people, with its error and to the digits that the error leaves, or "-"."""
-        if self.value is None:
-            return "-"
-        if not self.error:
-            return f"{self.value:.3g}"
-        decimals = max(0, 1 - math.floor(math.log10(self.error)))
-        return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
 
 
 def _not_conserved(ensemble: str | None) -> str | None:

@@ -1,0 +1,37 @@
+"""What a check says: a figure, its unit and threshold, and whether it passed."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure and what it means.
+
+    Attributes:
+        name: what was measured.
+        value: the figure, or None if this trajectory does not allow it.
+        unit: of value, threshold and error; "" for a ratio.
+        threshold: largest value that passes, or None for a figure that is not judged.
+        passed: None when not judged.
+        explanation: in a sentence: where the threshold comes from, or why there is no verdict.
+        error: standard error of value, or None.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    threshold: float | None
+    passed: bool | None
+    explanation: str
+    error: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The figure for people, with its error and to the digits that the error leaves, or "-"."""
+        if self.value is None:
+            return "-"
+        if not self.error:
+            return f"{self.value:.3g}"
+        decimals = max(0, 1 - math.floor(math.log10(self.error)))
+        return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
