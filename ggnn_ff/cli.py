@@ -32,6 +32,7 @@ EXTRAS = {  # module that an extra brings -> its name
     "mdtraj": "analysis",
     "tables": "analysis",
     "rdkit": "smiles",
+    "torch_sim": "batched",
 }
 
 

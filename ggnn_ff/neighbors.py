@@ -54,7 +54,7 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
 
 
 class SkinNeighborList:
-    """Neighbours of one structure that moves: listed with a margin, and anew only when an atom has moved half of it.
+    """Neighbours of structures that move: listed with a margin, and anew only when an atom has moved half of it.
 
     What it returns are exactly the edges within the cutoff, sorted by centre, as from `neighbor_list`.
     """
@@ -66,7 +66,7 @@ class SkinNeighborList:
         self.n_lists = 0
 
     def __call__(self, structure: Structure) -> tuple[Tensor, Tensor]:
-        """As `neighbor_list`, for one structure.
+        """As `neighbor_list`.
 
         Raises:
             InputError: two atoms lie on top of each other.
@@ -87,17 +87,15 @@ class SkinNeighborList:
     def _list(self, structure: Structure, x: np.ndarray) -> None:
         self.edge_index, self.shifts = neighbor_list(structure, self.cutoff + self.skin)
         self.centres, self.neighbours = self.edge_index.contiguous().numpy()
-        self.offsets = (self.shifts @ structure.cell[0]).numpy()  # angstrom
+        cells = structure.cell[structure.batch[self.edge_index[0]]]
+        self.offsets = torch.einsum("ea,eab->eb", self.shifts, cells).numpy()  # angstrom
         self.listed, self.listed_x = structure, x.copy()
         self.n_lists += 1
 
     def _holds(self, structure: Structure, listed: Structure, x: np.ndarray) -> bool:
         """Whether no pair that was further apart than cutoff and skin can be within the cutoff now."""
-        if structure.numbers is not listed.numbers and not torch.equal(structure.numbers, listed.numbers):
-            return False
-        if structure.cell is not listed.cell and not torch.equal(structure.cell, listed.cell):
-            return False
-        if structure.pbc is not listed.pbc and not torch.equal(structure.pbc, listed.pbc):
-            return False
+        for new, old in zip(structure[1:5], listed[1:5], strict=True):  # numbers, cell, pbc, batch
+            if new is not old and not torch.equal(new, old):
+                return False
         displacements = x - self.listed_x
         return float(np.einsum("na,na->n", displacements, displacements).max()) < (0.5 * self.skin) ** 2
