@@ -191,7 +191,7 @@ def md(
     potential: Annotated[str, typer.Argument(help="shipped name, file or folder")],
     structure: Annotated[str, typer.Argument(help="name (ethanol), SMILES, or a file that ASE reads")],
     output: Output,
-    ensemble: Annotated[str, typer.Option(help="nve or langevin")] = "nve",
+    ensemble: Annotated[str, typer.Option(help="nve or langevin; nose-hoover with --replicas")] = "nve",
     temperature: Annotated[
         float | None,
         typer.Option(help="K, of the first velocities and the bath [default: the structure's momenta]"),
@@ -206,6 +206,9 @@ def md(
     frame_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: as trained]")] = None,
     device: Annotated[str, typer.Option(help="of the ASE host: cpu or cuda")] = "cpu",
+    replicas: Annotated[
+        int | None, typer.Option(help="run so many at once, with seeds that count up from --seed")
+    ] = None,
     compile_potential: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="run machine code [default: where there is a C++ compiler]"),
@@ -213,18 +216,21 @@ def md(
 ) -> None:
     """Run molecular dynamics; run again to go on after a kill, or with more steps."""
     from ggnn_ff.data.structures import find_structure
+    from ggnn_ff.dynamics.replicas import run_replicas
     from ggnn_ff.dynamics.run import run_md
     from ggnn_ff.dynamics.settings import make_settings
     from ggnn_ff.export import load_potential
 
     if host == "openmm" and device != "cpu":
         raise InputError(f"`device` must be cpu for host 'openmm', got {device!r}; leave it out, or use host 'ase'")
+    if replicas is not None and (host != "ase" or device != "cpu"):
+        raise InputError("`replicas` must run on the CPU without a host, got one; leave out --host and --device")
     settings = make_settings(
         ensemble=ensemble,
         temperature=temperature,
         timestep=timestep,
         steps=steps,
-        host=host,
+        host=host if replicas is None else "batched",
         backend=backend,
         friction=friction,
         seed=seed,
@@ -232,6 +238,13 @@ def md(
         frame_every=frame_every,
     )
     loaded = load_potential(potential, device=device, dtype=dtype)
+    if replicas is not None:
+        results = run_replicas(loaded, find_structure(structure), output, settings, replicas, compile=compile_potential)
+        stopped = [result for result in results if result.stopped is not None]
+        for one in stopped:
+            console.print(f"{one.folder.name}: {one.stopped}", soft_wrap=True, markup=False)
+        console.print(f"{replicas} replicas in {output}, {len(stopped)} of them stopped", soft_wrap=True)
+        sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
     console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
 
@@ -242,7 +255,7 @@ def check(
     reference: Annotated[Path | None, typer.Option(help="trajectory by the reference method")] = None,
     topology: Annotated[Path | None, typer.Option(help="for files without one, such as DCD")] = None,
     frame_interval: Annotated[float | None, typer.Option(help="fs between frames, if the file does not say")] = None,
-    ensemble: Annotated[str | None, typer.Option(help="nve or langevin, if the file does not say")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="nve, langevin or nose-hoover, if the file does not say")] = None,
     drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
     output: Annotated[
         Path | None,

@@ -304,8 +304,9 @@ def test_rows_must_divide_frames():
         ({"tempreature": 300}, "did you mean 'temperature'"),
         ({"timestep": -1}, "`timestep`.*greater than 0"),
         ({"timestep": float("nan")}, "`timestep`"),
-        ({"ensemble": "npt"}, "'nve' or 'langevin'"),
-        ({"ensemble": "langevin", "temperature": None}, "`temperature` must be given for a Langevin run"),
+        ({"ensemble": "npt"}, "'nve', 'langevin' or 'nose-hoover'"),
+        ({"ensemble": "nose-hoover"}, "give --replicas"),
+        ({"ensemble": "langevin", "temperature": None}, "`temperature` must be given for a langevin run"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(values, message):

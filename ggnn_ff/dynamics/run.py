@@ -78,7 +78,7 @@ def run_md(
     engine = _make_engine(potential, start, settings)
     files = RunFiles(folder, settings, start, potential)
     step = files.resume(engine)
-    watch = _Watch(start)
+    watch = Watch(start)
     durations = []
     bar = Progress(
         TextColumn(f"{settings.host} {settings.ensemble}"),
@@ -130,6 +130,8 @@ def run_md(
 
 
 def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Engine:
+    if settings.host == "batched":
+        raise InputError("`host` must be 'ase' or 'openmm' for one run, got 'batched'; use run_replicas")
     if settings.host == "openmm":
         if not isinstance(potential, LoadedPotential):
             raise InputError("`host` must be 'ase' for an ASE calculator, got 'openmm'")
@@ -143,7 +145,7 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
     return ASEEngine(moving, settings)
 
 
-class _Watch:
+class Watch:
     """Reads and judges states; `last_good` is the last one that was in order."""
 
     def __init__(self, start: Atoms) -> None:

@@ -64,7 +64,7 @@ class RunFiles:
         }
         self.degrees_of_freedom = degrees_of_freedom(start, settings)
         self.milliseconds_per_step: float | None = None  # of an earlier call, until this one has its own
-        self.last_checkpoint = time.monotonic()
+        self.checkpoint_seconds, self.last_checkpoint = CHECKPOINT_SECONDS, time.monotonic()
 
     def resume(self, engine: Engine) -> int:
         """Opens the files; returns the step to go on from (0 for a new run)."""
@@ -148,7 +148,7 @@ class RunFiles:
 
     def checkpoint(self, step: int, engine: Engine, force: bool = False) -> None:
         """Makes everything so far safe, every few seconds."""
-        if not force and time.monotonic() - self.last_checkpoint < CHECKPOINT_SECONDS:
+        if not force and time.monotonic() - self.last_checkpoint < self.checkpoint_seconds:
             return
         offsets = []
         for path, file in ((self.energies_path, self.energies), (self.frames_path, self.frames)):

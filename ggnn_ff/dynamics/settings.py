@@ -12,7 +12,7 @@ class MDSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ensemble: Literal["nve", "langevin"] = "nve"
+    ensemble: Literal["nve", "langevin", "nose-hoover"] = "nve"
     temperature: float | None = Field(
         default=300.0,
         ge=0.0,
@@ -20,7 +20,7 @@ class MDSettings(BaseModel):
     )
     timestep: float = Field(default=0.5, gt=0.0, le=10.0, description="fs")
     steps: int = Field(default=10_000, ge=1)
-    host: Literal["ase", "openmm"] = "ase"
+    host: Literal["ase", "openmm", "batched"] = Field(default="ase", description="batched: for replicas")
     backend: Literal["auto", "torch", "python"] = Field(default="auto", description="of the OpenMM force")
     friction: float = Field(default=0.01, gt=0.0, description="1/fs, of the Langevin bath")
     seed: int = Field(default=0, ge=0)
@@ -47,6 +47,10 @@ def make_settings(**values: Any) -> MDSettings:
         raise InputError(
             f"`frame_every` must be a multiple of `log_every`, got {settings.frame_every} and {settings.log_every}"
         )
-    if settings.ensemble == "langevin" and settings.temperature is None:
-        raise InputError("`temperature` must be given for a Langevin run, got none")
+    if settings.ensemble != "nve" and settings.temperature is None:
+        raise InputError(f"`temperature` must be given for a {settings.ensemble} run, got none")
+    if settings.ensemble == "nose-hoover" and settings.host != "batched":
+        raise InputError(
+            f"`ensemble` must be nve or langevin on host {settings.host!r}, got nose-hoover; give --replicas"
+        )
     return settings

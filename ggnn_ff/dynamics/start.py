@@ -48,7 +48,7 @@ def first_state(atoms: Atoms, settings: MDSettings) -> Atoms:
 def degrees_of_freedom(start: Atoms, settings: MDSettings) -> int:
     """How many degrees of freedom share the kinetic energy: the N of T = 2 E_kin / (N k).
 
-    All 3N in a Langevin run and for a single atom; at constant energy without the translation that is conserved (3N - 3
+    All 3N in a Langevin run and for a single atom; else without the translation that is conserved (3N - 3
     in a periodic system) and without rotation (3N - 6 in a molecule, 3N - 5 in a linear one).
     """
     if settings.ensemble == "langevin" or len(start) == 1:

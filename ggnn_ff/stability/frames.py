@@ -39,7 +39,7 @@ class Trajectory:
         times_fs: (T,) float64, or None if unknown.
         momenta: (T, N, 3) float64, in ASE's unit (dalton^(1/2) eV^(1/2)), or None.
         energies: or None if the file has none.
-        ensemble: "nve", "langevin", or None if the file does not say.
+        ensemble: one of `ggnn_ff.dynamics.layout.ENSEMBLES`, or None if the file does not say.
         stopped: why the run that wrote it was stopped, or None if it was not or nobody says.
         notes: what was left out while reading and why, for people.
     """

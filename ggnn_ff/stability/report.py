@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ggnn_ff.bonds import LONGEST_DEVIATION
+from ggnn_ff.dynamics.layout import ENSEMBLES
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.structure import (
     BondDeviations,
@@ -110,7 +111,7 @@ def check_trajectory(
         reference: trajectory of the same atoms from a reference method, or None.
         topology: as for `read_trajectory`; used for the reference too.
         frame_interval_fs: time between frames of `path`, fs, if the file does not have it.
-        ensemble: "nve" or "langevin", for files that do not say.
+        ensemble: one of `ENSEMBLES`, for files that do not say.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
     Raises:
@@ -134,7 +135,7 @@ def check(
         trajectory: frames, and energies and momenta where there are any.
         reference: gives the mean bond lengths and h(r) to compare with; without it the first frame gives the
             bond lengths.
-        ensemble: "nve" or "langevin", for trajectories that do not say. If neither says, the conservation
+        ensemble: one of `ENSEMBLES`, for trajectories that do not say. If neither says, the conservation
             laws are judged as for NVE.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
@@ -175,8 +176,8 @@ def check(
 
 
 def _ensemble(trajectory: Trajectory, given: str | None) -> str | None:
-    if given is not None and given not in ("nve", "langevin"):
-        raise InputError(f"`ensemble` must be 'nve' or 'langevin', got {given!r}")
+    if given is not None and given not in ENSEMBLES:
+        raise InputError(f"`ensemble` must be one of {', '.join(ENSEMBLES)}, got {given!r}")
     if given is not None and trajectory.ensemble is not None and given != trajectory.ensemble:
         raise InputError(
             f"`ensemble` must agree with {trajectory.source}, which was run as {trajectory.ensemble!r}, "

@@ -1,0 +1,279 @@
+"""Many replicas of one structure in one evaluation: each is a run of its own, in a folder of its own."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ggnn_ff.compiled import fast_form
+from ggnn_ff.contract import check_elements
+from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
+from ggnn_ff.dynamics.run import COLLAPSED, NOT_FINITE, Watch
+from ggnn_ff.dynamics.run_files import CHECKPOINT_SECONDS, RunFiles
+from ggnn_ff.dynamics.settings import MDSettings
+from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
+from ggnn_ff.dynamics.thermostats import CHAIN_LENGTH, nose_hoover_half_step, ornstein_uhlenbeck_step
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential
+from ggnn_ff.graph import Structure, from_atoms
+from ggnn_ff.neighbors import SkinNeighborList, neighbor_list
+from ggnn_ff.units import FEMTOSECOND, KELVIN_TO_EV
+
+
+@dataclass(frozen=True)
+class ReplicaResult:
+    """How one replica ended.
+
+    Attributes:
+        folder: a run folder, as from `run_md`.
+        stopped: why it was stopped, or None if it is complete.
+    """
+
+    folder: Path
+    stopped: str | None
+
+
+def run_replicas(
+    potential: LoadedPotential,
+    atoms: Atoms,
+    folder: Path,
+    settings: MDSettings,
+    n_replicas: int,
+    *,
+    progress: bool = True,
+    compile: bool | None = None,
+) -> list[ReplicaResult]:
+    """Runs replicas that differ in their seed, or goes on with them; one that breaks leaves the others running.
+
+    Args:
+        potential: on the CPU.
+        atoms: the first structure of all.
+        folder: receives `replica-000`, `replica-001`, ...
+        settings: with host "batched"; replica k has the seed `settings.seed` + k.
+        n_replicas: how many.
+        progress: show a progress bar.
+        compile: as for `run_md`.
+
+    Raises:
+        InputError: a structure or setting that does not fit, or a folder with other runs.
+    """
+    if settings.host != "batched":
+        raise InputError(f"`settings.host` must be 'batched', got {settings.host!r}; or use run_md")
+    if n_replicas < 1:
+        raise InputError(f"`replicas` must be at least 1, got {n_replicas}")
+    check_elements(potential.contract, atoms.numbers)
+    potential = fast_form(potential, compile)
+    each = [settings.model_copy(update={"seed": settings.seed + k}) for k in range(n_replicas)]
+    starts = [first_state(atoms, one) for one in each]
+    batch = Batch(potential, starts, settings)
+    runs: list[_Run] = []
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    try:
+        for k, start in enumerate(starts):
+            files = RunFiles(folder / f"replica-{k:03d}", each[k], start, potential)
+            files.checkpoint_seconds = n_replicas * CHECKPOINT_SECONDS
+            runs.append(_Run(files, each[k], start, Replica(batch, k)))
+        with Progress(TextColumn(f"{n_replicas} replicas"), *columns, disable=not progress) as bar:
+            task = bar.add_task("", total=settings.steps)
+            while going := [run for run in runs if run.stopped is None and run.step < settings.steps]:
+                step = min(run.step for run in going)  # a kill may have left some behind the others
+                _advance(batch, [run for run in going if run.step == step])
+                bar.update(task, completed=step)
+        for run in runs:
+            if run.stopped is None:
+                run.files.status(run.step, COMPLETE)
+    finally:
+        for run in runs:
+            run.files.close()
+    return [ReplicaResult(run.files.folder, run.stopped) for run in runs]
+
+
+def _advance(batch: "Batch", runs: list["_Run"]) -> None:
+    """Some replicas, all at one step, to the next row of energies."""
+    settings, step = runs[0].settings, runs[0].step
+    n_steps = min(settings.log_every - step % settings.log_every, settings.steps - step)
+    began = time.perf_counter()
+    try:
+        batch.step([run.replica.index for run in runs], n_steps)
+    except BrokenReplicasError as error:
+        for run in runs:
+            if run.replica.index in error.reasons:
+                run.stop(error.reasons[run.replica.index])
+        return  # nothing has moved; the others go on without it
+    seconds = (time.perf_counter() - began) / (n_steps * len(runs))
+    for run in runs:
+        run.log(step + n_steps, 1e3 * seconds)
+
+
+class BrokenReplicasError(Exception):
+    """Replicas that cannot go on, and why; no replica has moved."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
+class Batch:
+    """The state of all replicas: (S, N, 3) arrays, positions in angstrom, the rest in ASE's units."""
+
+    def __init__(self, potential: LoadedPotential, starts: Sequence[Atoms], settings: MDSettings) -> None:
+        self.potential, self.settings = potential, settings
+        self.one = from_atoms(starts[0])
+        self.masses = starts[0].get_masses()[:, None]  # (N, 1)
+        self.degrees_of_freedom = degrees_of_freedom(starts[0], settings)
+        self.positions = np.stack([atoms.positions for atoms in starts])
+        self.momenta = np.stack([atoms.get_momenta() for atoms in starts])
+        self.chain = np.zeros((len(starts), 2, CHAIN_LENGTH))  # of Nose-Hoover thermostats
+        self.random = [np.random.default_rng([settings.seed + k, 1]) for k in range(len(starts))]
+        self.active: list[int] = []
+        self.energies, self.forces = self.evaluate(list(range(len(starts))), self.positions)
+
+    def step(self, active: list[int], n_steps: int) -> None:
+        """Integrates some of the replicas.
+
+        Raises:
+            BrokenReplicasError: some cannot go on.
+        """
+        settings, masses = self.settings, self.masses
+        dt = settings.timestep * FEMTOSECOND
+        thermal_energy = (settings.temperature or 0.0) * KELVIN_TO_EV
+        x, p, f, chain = (a[active] for a in (self.positions, self.momenta, self.forces, self.chain))  # copies
+        e, random = self.energies[active], [self.random[k].bit_generator.state for k in active]
+        bath = (masses, chain, dt, thermal_energy, self.degrees_of_freedom)
+        try:
+            for _ in range(n_steps):
+                if settings.ensemble == "nose-hoover":
+                    p = nose_hoover_half_step(p, *bath)
+                p = p + 0.5 * dt * f
+                x = x + 0.5 * dt * p / masses
+                if settings.ensemble == "langevin":
+                    noise = np.stack([self.random[k].standard_normal(x.shape[1:]) for k in active])
+                    friction = settings.friction * settings.timestep
+                    p = ornstein_uhlenbeck_step(p, masses, noise, friction, thermal_energy)
+                x = x + 0.5 * dt * p / masses
+                e, f = self.evaluate(active, x)
+                p = p + 0.5 * dt * f
+                if settings.ensemble == "nose-hoover":
+                    p = nose_hoover_half_step(p, *bath)
+        except BrokenReplicasError:
+            for k, state in zip(active, random, strict=True):
+                self.random[k].bit_generator.state = state
+            raise
+        self.positions[active], self.momenta[active], self.forces[active] = x, p, f
+        self.energies[active], self.chain[active] = e, chain
+
+    def evaluate(self, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energies (S,) and forces (S, N, 3) of some replicas at positions `x` (S, N, 3).
+
+        Raises:
+            BrokenReplicasError: positions or forces that are not finite, or atoms on one place.
+        """
+        if active != self.active:
+            self.active, self.together = active, _copies(self.one, len(active))
+            self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
+        _refuse(active, np.isfinite(x).all(axis=(1, 2)))
+        structure = self.together._replace(positions=torch.from_numpy(x.reshape(-1, 3).copy()))
+        try:
+            prediction = self.potential.predict(structure, self.neighbors)
+        except InputError as error:
+            raise BrokenReplicasError(self._collapsed(active, x)) from error
+        energies, forces = prediction.energy.numpy().copy(), prediction.forces.numpy().reshape(x.shape)
+        _refuse(active, np.isfinite(forces).all(axis=(1, 2)) & np.isfinite(energies))
+        return energies, forces
+
+    def _collapsed(self, active: list[int], x: np.ndarray) -> dict[int, str]:
+        """Which of them have atoms on one place."""
+        reasons = {}
+        for k, positions in zip(active, x, strict=True):
+            try:
+                neighbor_list(self.one._replace(positions=torch.from_numpy(positions.copy())), 1.0)
+            except InputError as error:
+                reasons[k] = COLLAPSED.format(step="{step}", reason=error)
+        return reasons
+
+
+def _copies(one: Structure, number: int) -> Structure:
+    return Structure(
+        positions=one.positions.repeat(number, 1),
+        numbers=one.numbers.repeat(number),
+        cell=one.cell.repeat(number, 1, 1),
+        pbc=one.pbc.repeat(number, 1),
+        batch=torch.arange(number).repeat_interleave(len(one.numbers)),
+        n_structures=number,
+    )
+
+
+def _refuse(active: list[int], finite: np.ndarray) -> None:
+    if not finite.all():
+        raise BrokenReplicasError({active[number]: NOT_FINITE for number in np.flatnonzero(~finite)})
+
+
+class Replica:
+    """One replica of a batch, as far as reading, saving and restoring go; see `engines.Engine`."""
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self.batch, self.index = batch, index
+
+    def step(self, n_steps: int) -> None:
+        """Integrates `n_steps`, without the others."""
+        self.batch.step([self.index], n_steps)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Positions, momenta, potential energy."""
+        batch, k = self.batch, self.index
+        return batch.positions[k].copy(), batch.momenta[k].copy(), float(batch.energies[k])
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Positions, momenta, thermostat and the state of the random numbers."""
+        batch, k = self.batch, self.index
+        generator = json.dumps(batch.random[k].bit_generator.state).encode()
+        return {
+            "positions": batch.positions[k],
+            "momenta": batch.momenta[k],
+            "chain": batch.chain[k],
+            "random": np.frombuffer(generator, dtype=np.uint8),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes back to a saved state."""
+        batch, k = self.batch, self.index
+        batch.positions[k], batch.momenta[k], batch.chain[k] = state["positions"], state["momenta"], state["chain"]
+        batch.random[k].bit_generator.state = json.loads(state["random"].tobytes())
+        batch.energies[[k]], batch.forces[[k]] = batch.evaluate([k], batch.positions[[k]])
+
+
+class _Run:
+    """The files and the watch of one replica."""
+
+    def __init__(self, files: RunFiles, settings: MDSettings, start: Atoms, replica: Replica) -> None:
+        self.files, self.settings, self.replica = files, settings, replica
+        self.stopped: str | None = None
+        self.watch = Watch(start)
+        self.step = files.resume(replica)
+        self.watch.last_good = first = self.watch.read(self.step, replica)
+        if self.step == 0:
+            files.log(0, first, settings)
+
+    def log(self, step: int, milliseconds: float) -> None:
+        """Writes what is due after a step, and judges it."""
+        self.step, self.files.milliseconds_per_step = step, milliseconds
+        state = self.watch.read(step, self.replica)
+        broken = self.watch.broken_bond(step, state)
+        self.files.log(step, state, self.settings, with_frame=broken is not None)
+        if broken is not None:
+            self.stop(broken)
+            return
+        self.watch.last_good = state
+        self.files.checkpoint(step, self.replica, force=step == self.settings.steps)
+
+    def stop(self, reason: str) -> None:
+        """Ends the run here."""
+        self.stopped = reason.format(step=self.step)
+        self.files.write_last_good(self.watch.last_good)
+        self.files.status(self.step, f"{STOPPED}{self.stopped}")
