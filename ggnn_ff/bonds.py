@@ -43,6 +43,8 @@ def bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.
         squares = np.einsum("ijk,ijk->ij", vectors, vectors)
         bonded = squares < np.add.outer(radii, radii) ** 2
         return _not_metallic(np.argwhere(np.triu(bonded, k=1)), numbers)
+    if not np.any(pbc):  # a box that holds all atoms keeps the search linear in their number
+        positions, cell = positions - positions.min(axis=0), np.diag(np.ptp(positions, axis=0) + 1.0)
     first, second = primitive_neighbor_list("ij", pbc, np.asarray(cell, dtype=np.float64), positions, radii)
     pairs = np.stack([first, second], axis=1)
     return _not_metallic(np.unique(pairs[first < second], axis=0).astype(np.int64).reshape(-1, 2), numbers)

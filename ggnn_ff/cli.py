@@ -31,6 +31,7 @@ EXTRAS = {  # module that an extra brings -> its name
     "matplotlib": "analysis",
     "mdtraj": "analysis",
     "tables": "analysis",
+    "physical_validation": "analysis",
     "rdkit": "smiles",
     "torch_sim": "batched",
 }
@@ -259,7 +260,7 @@ def check(
     drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="folder for check.json and check.png [default: beside it]"),
+        typer.Option("-o", "--output", help="folder for check.json, .png and .html [default: beside it]"),
     ] = None,
 ) -> None:
     """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails.
@@ -281,7 +282,7 @@ def check(
     console.print(report_table(report))
     console.print(report.summary, soft_wrap=True)
     write_report(report, folder)  # after the table, since the picture needs matplotlib
-    console.print(f"details in {folder / 'check.json'} and check.png", soft_wrap=True, markup=False)
+    console.print(f"details in {folder / 'check.html'}, check.json and check.png", soft_wrap=True, markup=False)
     if not report.passed:
         sys.exit(1)
 

@@ -143,7 +143,7 @@ def test_summary_says_on_what_it_rests(frames, run, tmp_path):
     assert check_trajectory(run).summary == "passed, 4 of 4 checks judged"
     ase.io.write(tmp_path / "one.xyz", molecule("H2O"))
     one = check_trajectory(tmp_path / "one.xyz")
-    assert one.summary == "inconclusive: 0 of 4 checks judged, the energy drift not among them; the table says why"
+    assert one.summary == "inconclusive: 0 of 4 checks judged, the energy drift not among them; the verdicts say why"
     assert "one frame has nothing to be compared with" in verdict(one, "largest bond deviation").explanation
     short = check_trajectory(write_run(tmp_path / "short", frames[:9]))
     assert short.summary.startswith("inconclusive: 3 of 4 checks judged")
@@ -498,7 +498,8 @@ def test_report_is_written_as_json_and_picture(run, tmp_path):
     assert written["passed"] is True
     assert {v["name"]: v["value"] for v in written["verdicts"]}["energy drift"] is not None
     assert (tmp_path / "out" / "check.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.json", "check.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.html", "check.json", "check.png"]
+    assert "passed" in (tmp_path / "out" / "check.html").read_text()
 
 
 def test_table_shows_every_verdict(run):

@@ -3,7 +3,7 @@
 No global state of matplotlib is read or set, so the functions work in scripts, notebooks and threads alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,23 +169,31 @@ def plot_check(report: Report) -> "Figure":
         InputError: if matplotlib is not installed.
     """
     figure = new_figure(11.0, 6.6)
-    panels = figure.subplots(2, 2)
-    trajectory = report.trajectory
-    _draw_total_energy(panels[0, 0], report)
-    _draw_energy_parts(panels[0, 1], trajectory.energies, len(trajectory.numbers))
-    _draw_distribution(
-        panels[1, 0], report.distances, {"trajectory": report.distribution}, report.reference_distribution
-    )
-    _draw_bonds(panels[1, 1], report)
-    panels[1, 0].set_title("distances between all atoms", loc="left", fontsize=10)
-    figure.suptitle(f"{Path(trajectory.source).name}: {report.summary}", fontsize=12)
+    for axes, (title, draw) in zip(np.ravel(figure.subplots(2, 2)), check_panels(report).items(), strict=True):
+        draw(axes)
+        axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle(f"{Path(report.trajectory.source).name}: {report.summary}", fontsize=12)
     return figure
+
+
+def check_panels(report: Report) -> dict[str, Callable[["Axes"], None]]:
+    """The panels of a check: title to the function that draws the panel, without that title, into axes."""
+    trajectory = report.trajectory
+    energies, n_atoms = trajectory.energies, len(trajectory.numbers)
+    h = {"trajectory": report.distribution}
+    return {
+        "total energy": lambda axes: _draw_total_energy(axes, report),
+        "exchange of energy": lambda axes: _draw_energy_parts(axes, energies, n_atoms),
+        "distances between all atoms": lambda axes: _draw_distribution(
+            axes, report.distances, h, report.reference_distribution
+        ),
+        "largest bond deviation": lambda axes: _draw_bonds(axes, report),
+    }
 
 
 def _draw_total_energy(axes: "Axes", report: Report) -> None:
     energies, n_atoms = report.trajectory.energies, len(report.trajectory.numbers)
     drift = next(verdict for verdict in report.verdicts if verdict.name == "energy drift")
-    axes.set_title("total energy", loc="left", fontsize=10)
     if energies is None or energies.total is None:
         _say(axes, "no total energies in the file")
         return
@@ -200,7 +208,6 @@ def _draw_total_energy(axes: "Axes", report: Report) -> None:
 
 
 def _draw_energy_parts(axes: "Axes", energies: Energies | None, n_atoms: int) -> None:
-    axes.set_title("exchange of energy", loc="left", fontsize=10)
     if energies is None:
         _say(axes, "no energies in the file")
         return
@@ -243,7 +250,6 @@ def _draw_distribution(
 
 def _draw_bonds(axes: "Axes", report: Report) -> None:
     bonds, verdict = report.bonds, next(v for v in report.verdicts if v.name == "largest bond deviation")
-    axes.set_title("largest bond deviation", loc="left", fontsize=10)
     if not bonds.names or verdict.threshold is None:
         _say(axes, "no bonds in the first frame")
         return

@@ -65,7 +65,7 @@ class Report:
         if not self.passed:
             return f"FAILED, {counted}"
         if not judged or (self.trajectory.ensemble in (None, "nve") and "energy drift" not in judged):
-            return f"inconclusive: {counted}, the energy drift not among them; the table says why"
+            return f"inconclusive: {counted}, the energy drift not among them; the verdicts say why"
         return f"passed, {counted}"
 
     def to_dict(self) -> dict[str, Any]:

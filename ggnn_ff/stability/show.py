@@ -1,4 +1,4 @@
-"""A report as a table, a JSON file and a picture."""
+"""A report as a table, a JSON file, a picture and a page."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ggnn_ff.files import write_atomically
+from ggnn_ff.stability.html import write_html
 from ggnn_ff.stability.plots import plot_check, save_figure
 from ggnn_ff.stability.report import Report
 
@@ -32,7 +33,7 @@ def report_table(report: Report) -> Table:
 
 
 def write_report(report: Report, folder: str | Path) -> None:
-    """Writes `check.json` and `check.png` into a folder, each in one step.
+    """Writes `check.json`, `check.png` and `check.html` into a folder, each in one step.
 
     Raises:
         InputError: if matplotlib is not installed; `check.json` is written before.
@@ -46,3 +47,4 @@ def write_report(report: Report, folder: str | Path) -> None:
 
     write_atomically(folder / "check.json", write_text)
     save_figure(plot_check(report), folder / "check.png")
+    write_html(report, folder / "check.html")
