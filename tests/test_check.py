@@ -20,9 +20,9 @@ from ggnn_ff.bonds import bonds
 from ggnn_ff.dynamics.layout import ENERGY_COLUMNS
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability import plots
-from ggnn_ff.stability.report import check_trajectory
+from ggnn_ff.stability.report import check, check_trajectory
 from ggnn_ff.stability.show import report_table, write_report
-from ggnn_ff.stability.trajectory import read_trajectory
+from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD
 
@@ -107,7 +107,8 @@ def test_conservative_run_passes_every_verdict(run):
     report = check_trajectory(run)
     assert report.passed
     judged = [v.name for v in report.verdicts if v.passed]
-    assert judged == ["energy drift", "linear momentum", "angular momentum", "largest bond deviation"]
+    conserved = ["energy drift", "linear momentum", "angular momentum"]
+    assert judged == [*conserved, "largest bond deviation", "bonds broken", "bonds formed", "evaporated fragments"]
     assert abs(verdict(report, "energy drift").value) < DRIFT_THRESHOLD
     assert 0 < verdict(report, "energy fluctuation / kinetic").value < 0.1
 
@@ -122,7 +123,7 @@ def test_stopped_run_fails_although_what_it_wrote_is_in_order(run, tmp_path):
     set_status(run, status=status, steps=1000, steps_done=400)
     report = check_trajectory(run)
     assert not report.passed
-    assert report.summary == "FAILED, 5 of 5 checks judged"
+    assert report.summary == "FAILED, 8 of 8 checks judged"
     assert [v.name for v in report.verdicts if v.passed is False] == ["run completed"]
     assert verdict(report, "run completed").explanation == status
     assert not report.trajectory.notes
@@ -140,15 +141,39 @@ def test_unfinished_run_is_noted_and_complete_one_is_not(run):
 
 
 def test_summary_says_on_what_it_rests(frames, run, tmp_path):
-    assert check_trajectory(run).summary == "passed, 4 of 4 checks judged"
+    assert check_trajectory(run).summary == "passed, 7 of 7 checks judged"
     ase.io.write(tmp_path / "one.xyz", molecule("H2O"))
     one = check_trajectory(tmp_path / "one.xyz")
-    assert one.summary == "inconclusive: 0 of 4 checks judged, the energy drift not among them; the verdicts say why"
+    assert one.summary == "inconclusive: 0 of 7 checks judged, the energy drift not among them; the verdicts say why"
     assert "one frame has nothing to be compared with" in verdict(one, "largest bond deviation").explanation
     short = check_trajectory(write_run(tmp_path / "short", frames[:9]))
-    assert short.summary.startswith("inconclusive: 3 of 4 checks judged")
+    assert short.summary.startswith("inconclusive: 6 of 7 checks judged")
     bath = check_trajectory(write_run(tmp_path / "bath", frames, ensemble="langevin"))
-    assert bath.summary == "passed, 1 of 4 checks judged"
+    assert bath.summary == "passed, 4 of 7 checks judged"
+
+
+def test_bath_that_is_named_is_judged(frames, tmp_path):
+    """With its temperature and degrees of freedom in the run's record, as `ggnn-ff md` writes them."""
+    names = ["temperature deviation", "kinetic energy width", "equipartition"]
+    folder = write_run(tmp_path / "bath", frames, ensemble="langevin")
+    set_status(folder, temperature_K=300.0, degrees_of_freedom=3 * len(frames[0]))
+    found = [v.name for v in check_trajectory(folder).verdicts]
+    assert found[-3:] == names
+    folder = write_run(tmp_path / "nve", frames)
+    set_status(folder, temperature_K=300.0, degrees_of_freedom=3 * len(frames[0]))
+    assert not set(names) & {v.name for v in check_trajectory(folder).verdicts}
+
+
+def test_reference_is_compared_in_angles_vibrations_and_distances(frames, run):
+    names = {v.name for v in check_trajectory(run, reference=run).verdicts}
+    assert {"dihedral distribution difference", "density of states difference", "distance distribution error"} <= names
+    periodic = Trajectory(
+        "water", frames[0].numbers, frames[0].get_masses(), np.stack([a.positions for a in frames]),
+        np.tile(10.0 * np.eye(3), (len(frames), 1, 1)), np.ones(3, dtype=bool), 500.0 * np.arange(len(frames)),
+    )  # fmt: skip
+    verdicts = {v.name: v for v in check(periodic, reference=periodic).verdicts}
+    assert verdicts["H-O radial distribution error"].value == 0.0
+    assert "O diffusion coefficient" in verdicts
 
 
 def test_metals_may_diffuse_but_ligands_may_not(tmp_path):

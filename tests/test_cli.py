@@ -114,7 +114,7 @@ def test_check_shows_its_table_without_matplotlib(
 
 def test_every_module_of_an_extra_is_known() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    modules = {"pyyaml": "yaml"}
+    modules = {"pyyaml": "yaml", "physical-validation": "physical_validation", "torch-sim-atomistic": "torch_sim"}
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
             name = re.match(r"[a-z0-9-]+", requirement).group()

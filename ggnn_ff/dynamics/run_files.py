@@ -50,11 +50,12 @@ class RunFiles:
             start.get_masses(),
         )
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
-        self.record = {
+        self.record: dict[str, Any] = {
             "potential": source,
             "potential_sha256": identity,
             "start_sha256": digest,
             "n_atoms": len(start),
+            "degrees_of_freedom": degrees_of_freedom(start, settings),
             "ensemble": settings.ensemble,
             "host": settings.host,
             "timestep_fs": settings.timestep,
@@ -62,7 +63,6 @@ class RunFiles:
             "steps": settings.steps,
             "settings": settings.model_dump(),
         }
-        self.degrees_of_freedom = degrees_of_freedom(start, settings)
         self.milliseconds_per_step: float | None = None  # of an earlier call, until this one has its own
         self.checkpoint_seconds, self.last_checkpoint = CHECKPOINT_SECONDS, time.monotonic()
 
@@ -135,7 +135,7 @@ class RunFiles:
     def log(self, step: int, state: Atoms, settings: MDSettings, with_frame: bool = False) -> None:
         """Writes what is due at this step; the frame also where it is not due, if `with_frame`."""
         potential, kinetic = state.get_potential_energy(), state.get_kinetic_energy()
-        temperature = 2.0 * kinetic / (self.degrees_of_freedom * KELVIN_TO_EV)
+        temperature = 2.0 * kinetic / (self.record["degrees_of_freedom"] * KELVIN_TO_EV)
         when = step * settings.timestep
         with _naming(self.energies_path):
             self.energies.write(

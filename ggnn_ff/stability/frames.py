@@ -40,6 +40,8 @@ class Trajectory:
         momenta: (T, N, 3) float64, in ASE's unit (dalton^(1/2) eV^(1/2)), or None.
         energies: or None if the file has none.
         ensemble: one of `ggnn_ff.dynamics.layout.ENSEMBLES`, or None if the file does not say.
+        temperature: target of the thermostat, K, or None if there is none or the file does not say.
+        degrees_of_freedom: that share the kinetic energy, or None if the file does not say.
         stopped: why the run that wrote it was stopped, or None if it was not or nobody says.
         notes: what was left out while reading and why, for people.
     """
@@ -54,6 +56,8 @@ class Trajectory:
     momenta: np.ndarray | None = None
     energies: Energies | None = None
     ensemble: str | None = None
+    temperature: float | None = None
+    degrees_of_freedom: int | None = None
     stopped: str | None = None
     notes: tuple[str, ...] = ()
 

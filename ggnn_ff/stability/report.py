@@ -9,12 +9,16 @@ import numpy as np
 from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.dynamics.layout import ENSEMBLES
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.dihedrals import dihedral_distributions, dihedral_verdict
+from ggnn_ff.stability.ensemble import ensemble_verdicts
+from ggnn_ff.stability.liquids import diffusion, diffusion_verdicts, radial_distribution_verdicts
 from ggnn_ff.stability.structure import (
     BondDeviations,
     bond_deviations,
     distance_distribution,
     distribution_error,
 )
+from ggnn_ff.stability.topology import topology_verdicts
 from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.verdicts import (
@@ -24,6 +28,7 @@ from ggnn_ff.stability.verdicts import (
     energy_verdicts,
     momentum_verdicts,
 )
+from ggnn_ff.stability.vibrations import density_of_states_verdict
 
 _LARGEST_PAIR_COUNT = 50_000_000  # distances per h(r); longer trajectories are thinned, which the report says
 
@@ -166,13 +171,29 @@ def check(
         *energy_verdicts(trajectory, drift_threshold),
         *momentum_verdicts(trajectory),
         bond_verdict(trajectory, bonds, reference is not None),
+        *topology_verdicts(trajectory),
     ]
+    if trajectory.temperature is not None and trajectory.degrees_of_freedom is not None:
+        verdicts += ensemble_verdicts(trajectory, trajectory.temperature, trajectory.degrees_of_freedom)
+    if trajectory.pbc.all():
+        verdicts += diffusion_verdicts(diffusion(trajectory))
+    if reference is not None:
+        verdicts += _against_reference(trajectory, reference)
     if expected is not None:
         thinned = "" if stride == 1 else f"; one frame in {stride} was used"
         explanation = f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
         error = distribution_error(distribution, expected)
         verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
     return Report(trajectory, tuple(verdicts), bonds, distances, distribution, expected)
+
+
+def _against_reference(trajectory: Trajectory, reference: Trajectory) -> list[Verdict]:
+    """What needs both: dihedral angles, the vibrational spectrum, and for liquids radial distribution functions."""
+    verdicts = [dihedral_verdict(dihedral_distributions(trajectory, reference))]
+    verdicts.append(density_of_states_verdict(trajectory, reference))
+    if trajectory.pbc.all():
+        verdicts += radial_distribution_verdicts(trajectory, reference)
+    return verdicts
 
 
 def _ensemble(trajectory: Trajectory, given: str | None) -> str | None:

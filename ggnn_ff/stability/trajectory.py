@@ -67,6 +67,8 @@ def _read_run_folder(folder: Path) -> Trajectory:
         run = json.loads((folder / "run.json").read_text())
         ensemble, n_atoms = str(run["ensemble"]), int(run["n_atoms"])
         status = str(run.get("status", COMPLETE))  # folders of other programs need not say
+        temperature = None if ensemble == "nve" or run.get("temperature_K") is None else float(run["temperature_K"])
+        degrees = None if run.get("degrees_of_freedom") is None else int(run["degrees_of_freedom"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / 'run.json'} must be JSON with `ensemble` and `n_atoms` ({error!r}); run `ggnn-ff md` again"
@@ -84,7 +86,16 @@ def _read_run_folder(folder: Path) -> Trajectory:
     if stopped is None and status != COMPLETE:
         notes += (f"the run is not complete: {run.get('steps_done')} of {run.get('steps')} steps at last count",)
     notes = frames.notes + notes
-    return replace(frames, source=str(folder), energies=energies, ensemble=ensemble, stopped=stopped, notes=notes)
+    return replace(
+        frames,
+        source=str(folder),
+        energies=energies,
+        ensemble=ensemble,
+        temperature=temperature,
+        degrees_of_freedom=degrees,
+        stopped=stopped,
+        notes=notes,
+    )
 
 
 def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:

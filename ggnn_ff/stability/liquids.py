@@ -1,0 +1,261 @@
+"""Structure and motion of liquids: radial distribution functions and diffusion coefficients."""
+
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.stability.frames import Trajectory
+from ggnn_ff.stability.structure import distribution_error
+from ggnn_ff.stability.verdict import Verdict
+
+BIN_WIDTH: float = 0.05
+"""angstrom, of radial distribution functions."""
+
+N_BLOCKS: int = 5
+"""Parts of a trajectory whose diffusion coefficients give the mean and its error. Chosen here: enough for an error, and
+few enough that each is long."""
+
+LEAST_BLOCK: int = 20
+"""Frames of such a part below which there is no line to fit. Chosen here."""
+
+_CHUNK_VALUES = 2_000_000  # distances held at once
+_CM2_PER_S = 0.1  # 1 angstrom^2/fs = 1e-16 cm^2 / 1e-15 s
+
+
+@dataclass(frozen=True)
+class RadialDistributions:
+    """g(r) of every pair of elements.
+
+    Attributes:
+        distances: (K,) angstrom, centres of the bins.
+        functions: from pairs such as "H-O", elements by atomic number, to g, (K,).
+    """
+
+    distances: np.ndarray
+    functions: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How the atoms of one element move away from where they were.
+
+    Attributes:
+        element: chemical symbol.
+        coefficient: cm^2/s.
+        error: its standard error, cm^2/s.
+        exponent: power of time with which the mean square displacement grows where the line was fitted; 1 for
+            diffusion, 2 for free flight, 0 in a solid.
+        times_fs: (L,) fs, from 0.
+        mean_square_displacement: (L,) angstrom^2.
+        fitted: first index of `times_fs` in the fit, which goes to the end.
+    """
+
+    element: str
+    coefficient: float
+    error: float
+    exponent: float
+    times_fs: np.ndarray
+    mean_square_displacement: np.ndarray
+    fitted: int
+
+
+def radial_distributions(trajectory: Trajectory) -> RadialDistributions:
+    """Radial distribution functions up to half of the smallest distance between opposite faces of the cell.
+
+    g_ab(r) = V <n_ab(r)> / (n_pairs 4 pi r^2 dr), with n_ab(r) the number of pairs of atoms between r and r + dr. Since
+    the pairs of an atom with itself are not among the n_pairs, independent particles have g = 1 exactly. Pairs within
+    a molecule count like others.
+
+    Raises:
+        InputError: if the trajectory is not periodic in all three directions: it has no density then.
+    """
+    if not np.all(trajectory.pbc):
+        raise InputError(
+            f"{trajectory.source} must be periodic in three directions for radial distribution functions, got pbc = "
+            f"{trajectory.pbc.tolist()}; compare distance distributions instead"
+        )
+    n_bins = int(0.5 * smallest_height(trajectory.cell) / BIN_WIDTH)
+    edges = np.arange(n_bins + 1) * BIN_WIDTH
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    functions = {}
+    for first, second in combinations_with_replacement(np.unique(trajectory.numbers), 2):
+        pairs = _pairs(trajectory.numbers, first, second)
+        if len(pairs):
+            counts = _counts(trajectory, pairs, n_bins)
+            name = f"{chemical_symbols[first]}-{chemical_symbols[second]}"
+            functions[name] = counts / (len(trajectory) * len(pairs) * shells)
+    return RadialDistributions(edges[:-1] + 0.5 * BIN_WIDTH, functions)
+
+
+def _pairs(numbers: np.ndarray, first: int, second: int) -> np.ndarray:
+    """(P, 2) all pairs of atoms of two elements, each once."""
+    pairs = np.argwhere(np.multiply.outer(numbers == first, numbers == second))
+    return pairs[pairs[:, 0] < pairs[:, 1]] if first == second else pairs
+
+
+def smallest_height(cell: np.ndarray) -> float:
+    """Smallest distance between opposite faces of the cells (T, 3, 3) of any frame, angstrom."""
+    return 1.0 / float(np.linalg.norm(np.linalg.inv(cell), axis=1).max())
+
+
+def nearest_images(vectors: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Vectors between atoms with their fractional coordinates rounded to the nearest image.
+
+    That image is the nearest one whenever it is closer than half of every height of the cell, however skewed that is.
+
+    Args:
+        vectors: (T, P, 3), angstrom.
+        cell: (T, 3, 3), angstrom.
+        pbc: (3,) bool.
+    """
+    if not np.any(pbc):
+        return vectors
+    return vectors - np.round(vectors @ np.linalg.pinv(cell)) * pbc @ cell  # some cell vectors may be zero
+
+
+def _counts(trajectory: Trajectory, pairs: np.ndarray, n_bins: int) -> np.ndarray:
+    """Sum over frames of the volume times the number of pairs in each bin, (n_bins,), angstrom^3."""
+    counts = np.zeros(n_bins + 1)
+    chunk = max(1, _CHUNK_VALUES // len(pairs))
+    for start in range(0, len(trajectory), chunk):
+        positions, cell = trajectory.positions[start : start + chunk], trajectory.cell[start : start + chunk]
+        vectors = nearest_images(positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]], cell, trajectory.pbc)
+        lengths = np.sqrt(np.einsum("tpk,tpk->tp", vectors, vectors))
+        bins = np.minimum(lengths / BIN_WIDTH, n_bins).astype(np.int64)  # the extra bin takes what is further
+        volumes = np.broadcast_to(np.abs(np.linalg.det(cell))[:, None], bins.shape)
+        counts += np.bincount(bins.ravel(), volumes.ravel(), minlength=n_bins + 1)
+    return counts[:n_bins]
+
+
+def radial_distribution_verdicts(trajectory: Trajectory, reference: Trajectory) -> list[Verdict]:
+    """Mean absolute error of each g(r) against a reference trajectory of the same elements, as in arXiv 2210.07237.
+
+    It is the integral of |g - g_reference| over r, up to half of the smaller box.
+    """
+    name = "radial distribution error"
+    for frames in (trajectory, reference):
+        if not np.all(frames.pbc):
+            reason = f"not applicable: {frames.source} is not periodic in three directions and has no density"
+            return [Verdict(name, None, "angstrom", None, None, reason)]
+    found, expected = radial_distributions(trajectory), radial_distributions(reference)
+    n_bins = min(len(found.distances), len(expected.distances))
+    largest = n_bins * BIN_WIDTH
+    text = f"integral of |g - g_reference| up to {largest:.2f} angstrom (arXiv 2210.07237); not judged"
+    verdicts = []
+    for pair in sorted(found.functions.keys() | expected.functions.keys()):
+        if pair in found.functions and pair in expected.functions:
+            error = distribution_error(found.functions[pair][:n_bins], expected.functions[pair][:n_bins], largest)
+            verdicts.append(Verdict(f"{pair} {name}", error, "angstrom", None, None, text))
+        else:
+            reason = "not measured: only one of the two trajectories has this pair of elements"
+            verdicts.append(Verdict(f"{pair} {name}", None, "angstrom", None, None, reason))
+    return verdicts
+
+
+def unwrap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Positions without the jumps of atoms that were put back into the cell.
+
+    Displacements from frame to frame are replaced by their nearest image and summed, which keeps diffusion right in
+    cells that change, too (von Buelow, Bullerjahn and Hummer, J. Chem. Phys. 153, 021101, 2020). No atom may move by
+    half a cell from one frame to the next.
+
+    Args:
+        positions: (T, N, 3), angstrom; wrapped or not.
+        cell: (T, 3, 3), angstrom.
+        pbc: (3,) bool.
+
+    Returns:
+        (T, N, 3), angstrom, the first frame as given.
+    """
+    steps = nearest_images(np.diff(positions, axis=0), cell[1:], pbc)
+    return np.concatenate([positions[:1], positions[0] + np.cumsum(steps, axis=0)])
+
+
+def mean_square_displacement(positions: np.ndarray) -> np.ndarray:
+    """Mean over atoms and all time origins of |r(t0 + t) - r(t0)|^2, for t up to half of the trajectory.
+
+    The sum of r(t0 + t) . r(t0) over t0 is a convolution and made by Fourier transforms, as in Calandrini et al.,
+    Collection SFN 12, 201 (2011), section 4.2.
+
+    Args:
+        positions: (T, N, 3), angstrom, unwrapped.
+
+    Returns:
+        (T // 2 + 1,), angstrom^2.
+    """
+    n_frames, n_atoms = positions.shape[:2]
+    lags = np.arange(n_frames // 2 + 1)
+    total = np.zeros(len(lags))
+    for atom in range(n_atoms):  # not all at once, for memory
+        path = positions[:, atom] - positions[:, atom].mean(axis=0)  # near zero, to lose no digits
+        transform = np.fft.rfft(path, n=2 * n_frames, axis=0)
+        products = np.fft.irfft(np.abs(transform) ** 2, axis=0).sum(axis=1)[: len(lags)]
+        sums = np.concatenate([[0.0], np.cumsum(np.sum(path**2, axis=1))])  # of the first 0, 1, ..., T frames
+        total += sums[n_frames - lags] + sums[-1] - sums[lags] - 2.0 * products
+    return total / (n_atoms * (n_frames - lags))
+
+
+def diffusion(trajectory: Trajectory) -> list[Diffusion] | str:
+    """Diffusion coefficients from the Einstein relation, D = (slope of the mean square displacement) / 6.
+
+    The trajectory is cut into `N_BLOCKS` parts. In each, a line is fitted to the second half of the mean square
+    displacement, from a quarter to half of the length of the part; the coefficient is the mean over the parts, and
+    its error comes from their scatter. Displacements are relative to the centre of mass, so that a drift of the whole
+    does not count. Nothing is corrected for the size of the box (Yeh and Hummer, J. Phys. Chem. B 108, 15873, 2004).
+
+    Returns:
+        One result per element, by atomic number, or why there is none.
+    """
+    if trajectory.times_fs is None:
+        return "the file has no times; give the time between frames in fs"
+    if len(trajectory.numbers) < 2:
+        return "a single atom does not move against the centre of mass"
+    if len(trajectory) < N_BLOCKS * LEAST_BLOCK:
+        return f"{len(trajectory)} frames, {N_BLOCKS * LEAST_BLOCK} are needed"
+    steps = np.diff(trajectory.times_fs)
+    if not np.allclose(steps, steps[0], rtol=1e-3):
+        return "the frames are at uneven times"
+    positions = unwrap(trajectory.positions, trajectory.cell, trajectory.pbc)
+    centre = np.einsum("n,tnk->tk", trajectory.masses, positions) / trajectory.masses.sum()
+    positions = positions - centre[:, None, :]
+    length = len(trajectory) // N_BLOCKS
+    times = np.arange(length // 2 + 1) * float(steps.mean())
+    first = len(times) // 2
+    results = []
+    for number in np.unique(trajectory.numbers):
+        atoms = positions[:, trajectory.numbers == number]
+        blocks = [mean_square_displacement(atoms[k * length : (k + 1) * length]) for k in range(N_BLOCKS)]
+        slopes = np.polyfit(times[first:], np.array(blocks)[:, first:].T, 1)[0]  # (N_BLOCKS,)
+        coefficients = slopes / 6.0 * _CM2_PER_S
+        curve = np.mean(blocks, axis=0)
+        exponent = 0.0
+        if curve[first:].min() > 0:
+            exponent = float(np.polyfit(np.log(times[first:]), np.log(curve[first:]), 1)[0])
+        error = float(coefficients.std(ddof=1) / np.sqrt(N_BLOCKS))
+        symbol = chemical_symbols[number]
+        results.append(Diffusion(symbol, float(coefficients.mean()), error, exponent, times, curve, first))
+    return results
+
+
+def diffusion_verdicts(results: list[Diffusion] | str) -> list[Verdict]:
+    """What `diffusion` found, for each element; not judged."""
+    name, unit = "diffusion coefficient", "cm^2/s"
+    if isinstance(results, str):
+        return [Verdict(name, None, unit, None, None, f"not measured: {results}")]
+    return [
+        Verdict(
+            f"{result.element} {name}",
+            result.coefficient,
+            unit,
+            None,
+            None,
+            f"{N_BLOCKS} parts, fitted from {result.times_fs[result.fitted] / 1000.0:.3g} to "
+            f"{result.times_fs[-1] / 1000.0:.3g} ps, where the mean square displacement grows with time to the power "
+            f"{result.exponent:.2f}, 1 for diffusion; not judged",
+            result.error,
+        )
+        for result in results
+    ]

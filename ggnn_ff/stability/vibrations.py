@@ -1,0 +1,231 @@
+"""Vibrations: harmonic frequencies at a minimum, and the spectrum of the velocities of a trajectory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import BaseCalculator
+from ase.optimize import BFGS
+from ase.vibrations import Vibrations
+from scipy.signal import welch
+from scipy.spatial.distance import pdist
+
+from ggnn_ff.errors import InputError
+from ggnn_ff.stability.conservation import LEAST_ROWS
+from ggnn_ff.stability.frames import Trajectory
+from ggnn_ff.stability.verdict import Verdict
+
+MEAN_DEVIATION: float = 10.0
+"""1/cm, mean absolute deviation of the harmonic frequencies. Chosen here, as a third of `LARGEST_DEVIATION`."""
+
+LARGEST_DEVIATION: float = 34.0
+"""1/cm: the root mean square error against experiment of scaled B3LYP/6-31G(d) frequencies (Scott and Radom, J. Phys.
+Chem. 100, 16502, 1996). A potential that is closer to its reference method adds little to the error of that."""
+
+LARGEST_FORCE: float = 1e-3
+"""eV/angstrom, on any atom at what counts as a minimum."""
+
+OPTIMIZER_STEPS: int = 500
+
+DISPLACEMENT: float = 0.01
+"""angstrom; each coordinate is moved by this and by twice this, both ways. Far above what float32 rounds; with one
+displacement only, anharmonicity would give a free rotation of water 28/cm, with two it is below 1/cm."""
+
+LARGEST_NOISE: float = 20.0
+"""1/cm; smaller imaginary frequencies do not count: what is left of the forces at a minimum makes a hydrogen atom that
+could turn freely at 1 angstrom vibrate at up to sqrt(`LARGEST_FORCE` / (1 dalton 1 angstrom)) = 16/cm, or 16i."""
+
+RESOLUTION: float = 10.0
+"""1/cm, between neighbouring points of a spectrum from velocities."""
+
+_WAVENUMBER = units._hbar * units.J * units.second / units.invcm  # of an angular frequency in ASE's unit, 1/cm
+_WAVENUMBER_OF_INVERSE_FS = 1e15 / (100.0 * units._c)  # of a frequency of 1/fs, 1/cm
+
+
+@dataclass(frozen=True)
+class HarmonicFrequencies:
+    """Normal modes at a minimum.
+
+    Attributes:
+        frequencies: (M,) 1/cm, ascending, imaginary ones as negative numbers; without translations and, for molecules,
+            rotations. Empty if no minimum was found.
+        positions: (N, 3) angstrom, where the optimisation ended.
+        problem: why no minimum was found, or None.
+    """
+
+    frequencies: np.ndarray
+    positions: np.ndarray
+    problem: str | None = None
+
+
+def harmonic_frequencies(atoms: Atoms, calculator: BaseCalculator) -> HarmonicFrequencies:
+    """Optimises a structure and diagonalises its mass-weighted Hessian, from central differences of forces.
+
+    Translations and rotations are projected out (Wilson, Decius and Cross, Molecular Vibrations, 1955), rather than
+    found by their small frequencies, with which those of soft torsions are easily confused.
+
+    Args:
+        atoms: start of the optimisation, not changed. The cell is kept.
+        calculator: any of ASE with forces.
+    """
+    minimum = Atoms(
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses(), calculator=calculator
+    )
+    problem = _optimise(minimum)
+    if problem is not None:
+        return HarmonicFrequencies(np.empty(0), minimum.positions, problem)
+    positions = minimum.positions.copy()
+    with TemporaryDirectory() as folder:  # ASE keeps the forces of each displacement in a file
+        vibrations = Vibrations(minimum, name=str(Path(folder) / "forces"), delta=DISPLACEMENT, nfree=4)
+        vibrations.run()
+        hessian = vibrations.get_vibrations().get_hessian_2d()  # eV/angstrom^2
+    roots = np.repeat(np.sqrt(minimum.get_masses()), 3)
+    modes = _internal_motions(minimum)
+    squares = np.linalg.eigvalsh(modes.T @ (hessian / np.multiply.outer(roots, roots)) @ modes)
+    return HarmonicFrequencies(np.sign(squares) * np.sqrt(np.abs(squares)) * _WAVENUMBER, positions)
+
+
+def _optimise(atoms: Atoms) -> str | None:
+    """Moves the atoms to a minimum; why it failed, or None."""
+    with BFGS(atoms, logfile=None) as optimizer:
+        steps = optimizer.irun(fmax=LARGEST_FORCE, steps=OPTIMIZER_STEPS)
+        if not all(np.isfinite(atoms.get_forces()).all() for _ in steps):
+            return "the forces became infinite or NaN on the way to a minimum"
+    if np.linalg.norm(atoms.get_forces(), axis=1).max() > LARGEST_FORCE:
+        return f"no minimum was reached in {OPTIMIZER_STEPS} steps (forces below {LARGEST_FORCE:g} eV/angstrom)"
+    return None
+
+
+def _internal_motions(atoms: Atoms) -> np.ndarray:
+    """(3N, M) orthonormal basis of the mass-weighted motions that are no translation or, without cell, rotation."""
+    motions = [np.broadcast_to(axis, (len(atoms), 3)) for axis in np.eye(3)]
+    if not atoms.pbc.any():
+        arms = atoms.positions - atoms.get_center_of_mass()
+        motions += [np.cross(axis, arms) for axis in np.eye(3)]
+    weighted = np.stack([(np.sqrt(atoms.get_masses())[:, None] * motion).ravel() for motion in motions], axis=1)
+    basis, sizes, _ = np.linalg.svd(weighted)
+    return basis[:, int(np.sum(sizes > 1e-3 * sizes[0])) :]  # linear molecules have one rotation less
+
+
+def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencies) -> list[Verdict]:
+    """Imaginary frequencies, and deviations from those of a reference calculator, mode by mode in ascending order.
+
+    Args:
+        found: of the potential.
+        reference: of the reference method, from the same start.
+    """
+    names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
+    thresholds = (0.0, MEAN_DEVIATION, LARGEST_DEVIATION)
+    reason = None
+    if found.problem is not None:
+        reason = f"not measured: {found.problem}"
+    elif len(found.frequencies) == 0:
+        reason = "not applicable: nothing vibrates"
+    if reason is not None:
+        return [
+            Verdict(name, None, "" if name == names[0] else "1/cm", threshold, None, reason)
+            for name, threshold in zip(names, thresholds, strict=True)
+        ]
+    imaginary = found.frequencies[found.frequencies < -LARGEST_NOISE]
+    text = f"negative curvatures at what should be a minimum, from {LARGEST_NOISE:.0f}i 1/cm on"
+    if len(imaginary):
+        text += ": " + ", ".join(f"{-frequency:.0f}i" for frequency in imaginary) + " 1/cm"
+    verdicts = [Verdict(names[0], float(len(imaginary)), "", thresholds[0], len(imaginary) == 0, text)]
+    if reference.problem is not None:
+        reason = f"not measured: for the reference, {reference.problem}"
+    elif len(reference.frequencies) != len(found.frequencies):
+        reason = "not measured: the minima have different numbers of modes, one is linear and the other is not"
+    if reason is not None:
+        return verdicts + [
+            Verdict(name, None, "1/cm", threshold, None, reason)
+            for name, threshold in zip(names[1:], thresholds[1:], strict=True)
+        ]
+    deviations = np.abs(found.frequencies - reference.frequencies)
+    mode = int(deviations.argmax())
+    shift = np.sqrt(np.mean((pdist(found.positions) - pdist(reference.positions)) ** 2))
+    texts = (
+        f"of {len(deviations)} modes, each at its own minimum; distances in the two differ by {shift:.3f} angstrom",
+        f"mode {mode} (from 0), {found.frequencies[mode]:.1f} against {reference.frequencies[mode]:.1f} 1/cm; the "
+        "threshold is the error of scaled B3LYP/6-31G(d) against experiment (Scott and Radom 1996)",
+    )
+    values = (float(deviations.mean()), float(deviations[mode]))
+    return verdicts + [
+        Verdict(name, value, "1/cm", threshold, value <= threshold, text)
+        for name, value, threshold, text in zip(names[1:], values, thresholds[1:], texts, strict=True)
+    ]
+
+
+def density_of_states(
+    velocities: np.ndarray, masses: np.ndarray, interval_fs: float, resolution: float = RESOLUTION
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vibrational density of states: the power spectrum of the mass-weighted velocities, by Welch's method.
+
+    sum_i m_i |v_i(nu)|^2, the Fourier transform of the mass-weighted velocity autocorrelation function. Each harmonic
+    mode has the same area, since each has the kinetic energy kT/2. Vibrations faster than half of the sampling rate
+    are folded back into the spectrum.
+
+    Args:
+        velocities: (T, N, 3), any unit.
+        masses: (N,), dalton.
+        interval_fs: time between frames, fs.
+        resolution: 1/cm, between points, if the trajectory is long enough.
+
+    Returns:
+        Wavenumbers (K,), 1/cm, and the density (K,), cm, with an integral of 1.
+
+    Raises:
+        InputError: if there are fewer than `LEAST_ROWS` frames, nothing moves, or a number is not positive.
+    """
+    if len(velocities) < LEAST_ROWS or not np.any(velocities):
+        raise InputError(
+            f"`velocities` must be of at least {LEAST_ROWS} frames and not all zero, got {len(velocities)} frames; "
+            "run longer"
+        )
+    if not (interval_fs > 0 and resolution > 0):
+        raise InputError(f"`interval_fs` and `resolution` must be positive, got {interval_fs} and {resolution}")
+    sampling = _WAVENUMBER_OF_INVERSE_FS / interval_fs
+    segment = min(len(velocities), max(LEAST_ROWS, round(sampling / resolution)))
+    density = np.zeros(segment // 2 + 1)
+    for atom, mass in enumerate(masses):  # not all at once, for memory
+        wavenumbers, power = welch(velocities[:, atom], fs=sampling, nperseg=segment, detrend=False, axis=0)
+        density += mass * power.sum(axis=1)
+    return wavenumbers, density / (density.sum() * wavenumbers[1])
+
+
+def density_of_states_verdict(trajectory: Trajectory, reference: Trajectory) -> Verdict:
+    """How much of the vibrational density of states is elsewhere than in a reference: half the integral of |g - g_ref|.
+
+    0 for equal spectra, 1 for disjoint ones. Both spectra are compared on the coarser of their grids.
+    """
+    name = "density of states difference"
+    spectra = []
+    for frames in (trajectory, reference):
+        spectrum = _spectrum(frames)
+        if isinstance(spectrum, str):
+            return Verdict(name, None, "", None, None, f"not measured: {frames.source} {spectrum}")
+        spectra.append(spectrum)
+    grid = max((wavenumbers for wavenumbers, _ in spectra), key=lambda wavenumbers: wavenumbers[1])
+    found, expected = (np.interp(grid, *spectrum, right=0.0) for spectrum in spectra)
+    difference = 0.5 * np.abs(found / found.sum() - expected / expected.sum()).sum()
+    text = (
+        f"from 0, equal, to 1, disjoint; points every {grid[1]:.1f} 1/cm; not judged. Vibrations above "
+        f"{min(wavenumbers[-1] for wavenumbers, _ in spectra):.0f} 1/cm are folded back: write frames more often"
+    )
+    return Verdict(name, float(difference), "", None, None, text)
+
+
+def _spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
+    """Wavenumbers and density of states, or why there is none."""
+    if trajectory.momenta is None or not np.any(trajectory.momenta):
+        return "has no momenta"
+    if trajectory.times_fs is None:
+        return "has no times; give the time between frames in fs"
+    if len(trajectory) < LEAST_ROWS:
+        return f"has {len(trajectory)} frames, {LEAST_ROWS} are needed"
+    steps = np.diff(trajectory.times_fs)
+    if not np.allclose(steps, steps[0], rtol=1e-3):
+        return "has frames at uneven times"
+    velocities = trajectory.momenta / trajectory.masses[:, None]
+    return density_of_states(velocities, trajectory.masses, float(steps.mean()))
