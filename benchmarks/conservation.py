@@ -8,7 +8,6 @@ host. Run it again to go on after a kill.
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import platform
@@ -86,7 +85,7 @@ def main() -> None:
         results = list(pool.map(measure, [arguments.potential] * n, [folder] * n, HOSTS))
     contract = load_potential(arguments.potential).contract
     evidence = {
-        "contract_sha256": hashlib.sha256(contract.to_json().encode()).hexdigest(),
+        "contract_sha256": contract.identity,
         "command": f"uv run benchmarks/conservation.py {arguments.potential} {arguments.structure} -o DIR",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, CPU, torch {torch.__version__}",

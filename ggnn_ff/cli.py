@@ -6,14 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ggnn_ff.errors import InputError, UnstableDynamics
+from ggnn_ff.errors import InputError, UnstableDynamics, tell
+
+if TYPE_CHECKING:
+    from ggnn_ff.contract import Certification, Contract
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
@@ -241,13 +244,22 @@ def md(
     loaded = load_potential(potential, device=device, dtype=dtype)
     if replicas is not None:
         results = run_replicas(loaded, find_structure(structure), output, settings, replicas, compile=compile_potential)
+        _tell_of_certification(potential, loaded.contract)
         stopped = [result for result in results if result.stopped is not None]
         for one in stopped:
             console.print(f"{one.folder.name}: {one.stopped}", soft_wrap=True, markup=False)
         console.print(f"{replicas} replicas in {output}, {len(stopped)} of them stopped", soft_wrap=True)
         sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
+    _tell_of_certification(potential, loaded.contract)
     console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
+
+
+def _tell_of_certification(potential: str, contract: "Contract") -> None:
+    if contract.certification is None:
+        tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
+    elif not contract.certification.passed:
+        tell(f"{potential} failed its certification; `ggnn-ff info` shows where")
 
 
 @app.command()
@@ -284,6 +296,55 @@ def check(
     write_report(report, folder)  # after the table, since the picture needs matplotlib
     console.print(f"details in {folder / 'check.html'}, check.json and check.png", soft_wrap=True, markup=False)
     if not report.passed:
+        sys.exit(1)
+
+
+@app.command()
+def certify(
+    output: Output,
+    structure: Annotated[str, typer.Option(help="name (ethanol), SMILES, or a file that ASE reads")],
+    potential: Annotated[str | None, typer.Argument(help="shipped name, file or folder")] = None,
+    calculator: Annotated[
+        str | None, typer.Option(help="instead of a potential: gfn2-xtb, or mace:FILE from people you trust")
+    ] = None,
+    reference_data: Annotated[Path | None, typer.Option(help="labelled frames for errors")] = None,
+    nve: Annotated[float, typer.Option(help="ps at constant energy")] = 20.0,
+    hot: Annotated[float, typer.Option(help="ps of each hot run")] = 100.0,
+    hot_temperature: Annotated[float, typer.Option(help="K")] = 500.0,
+    seeds: Annotated[int, typer.Option(help="hot runs")] = 3,
+) -> None:
+    """Put a potential through all checks and write the certificate into it; exit status 1 when one fails.
+
+    Symmetry, forces as a gradient, time steps, energy conservation and stability. Run again to go on after a kill.
+    """
+    from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
+    from ggnn_ff.certify import certify as run
+    from ggnn_ff.data.structures import find_structure
+    from ggnn_ff.export import load_potential, write_certification
+
+    if (potential is None) == (calculator is None):
+        raise InputError("`potential` or `calculator` must be given, one of the two")
+    if potential is not None:
+        subject = potential_subject(load_potential(potential), load_potential(potential, dtype="float64"))
+    else:
+        subject = calculator_subject(calculator or "")
+    protocol = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
+    found = run(subject, find_structure(structure), output, protocol, reference_data, say=console.print)
+    table = Table("check", "value", "threshold", "unit", "verdict")
+    outcomes = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "-"}
+    for title, verdicts in found.sections.items():
+        table.add_section()
+        table.add_row(f"[bold]{title}[/bold]")
+        for verdict in verdicts:
+            threshold = "-" if verdict.threshold is None else f"{verdict.threshold:g}"
+            table.add_row(verdict.name, verdict.text, threshold, verdict.unit, outcomes[verdict.passed])
+    console.print(table)
+    console.print(found.summary, soft_wrap=True)
+    console.print(f"details in {output / 'certificate.html'} and certificate.json", soft_wrap=True, markup=False)
+    if potential is not None:
+        files = " and ".join(map(str, write_certification(potential, certification(found))))
+        console.print(f"certificate written into {files}", soft_wrap=True, markup=False)
+    if not found.passed:
         sys.exit(1)
 
 
@@ -341,6 +402,16 @@ def _bar(unit: str) -> Iterator[tuple[Progress, TaskID]]:
         yield progress, progress.add_task("", total=None)
 
 
+def _add_certification(table: Table, certification: "Certification") -> None:
+    outcome = "passed" if certification.passed else "FAILED"
+    about = f"{outcome}, {certification.date}, {certification.structure}, ggnn-ff {certification.package_version}"
+    table.add_row("certification", about)
+    for figure in certification.figures:
+        verdict = {True: "pass", False: "FAIL", None: "not judged"}[figure.passed]
+        value = "" if figure.value is None else f"{figure.value:.3g} {figure.unit}, "
+        table.add_row(f"certification.{figure.name}", value + verdict)
+
+
 def _print_contract(potential: str | Path) -> None:
     from ggnn_ff.export import load_potential
 
@@ -349,7 +420,9 @@ def _print_contract(potential: str | Path) -> None:
     table.add_column("field", overflow="fold")
     table.add_column("value", overflow="fold")
     for field, value in contract.model_dump(exclude={"example"}).items():
-        if isinstance(value, dict) and field != "hyperparameters":
+        if field == "certification" and contract.certification is not None:
+            _add_certification(table, contract.certification)
+        elif isinstance(value, dict) and field != "hyperparameters":
             for key, item in value.items():
                 table.add_row(f"{field}.{key}", f"{item:.4g}" if isinstance(item, float) else str(item))
         else:

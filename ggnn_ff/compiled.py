@@ -3,11 +3,10 @@
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.cache import cache_folder, machine, why_not_compile
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, without_weights
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
@@ -159,7 +158,7 @@ def fast_form(loaded: LoadedPotential, compile: bool | None) -> LoadedPotential:
             return compile_potential(loaded)
         except (InputError, OSError, RuntimeError, ImportError) as error:
             why = str(error)
-    _tell(f"{loaded.source} runs without being compiled, several times slower: {why}")
+    tell(f"{loaded.source} runs without being compiled, several times slower: {why}")
     return loaded
 
 
@@ -191,7 +190,7 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
         else:
             return package
-    _tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
+    tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
     _make(eager, loaded, threads, path)
     package = torch._inductor.aoti_load_package(str(path))
     _verify(package, eager, loaded)
@@ -314,9 +313,3 @@ def _verify(package: Any, eager: EnergyForces, loaded: LoadedPotential) -> None:
                 f"atoms (energy off by {energy_error:.2e} eV, forces by {forces_error:.2e} eV/angstrom); torch "
                 f"{torch.__version__} compiles it wrongly. Use compile=False"
             )
-
-
-@cache
-def _tell(text: str) -> None:
-    """Says something on stderr, once."""
-    print(f"ggnn-ff: {text}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What a potential says about itself: the contract that every file of it carries."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ class Certificate(Part):
     permutation_forces_error_ev_per_angstrom: float
 
 
+class CertifiedFigure(Part):
+    """One figure of a certification."""
+
+    name: str
+    value: float | None
+    error: float | None
+    unit: str
+    threshold: float | None
+    passed: bool | None
+
+
+class Certification(Part):
+    """What `ggnn-ff certify` found, dynamics included."""
+
+    date: str
+    package_version: str
+    structure: str = Field(description="chemical formula of what was simulated")
+    passed: bool
+    figures: list[CertifiedFigure]
+
+
 class Contract(Part):
     """Everything needed to use the potential, and to know whether one should."""
 
@@ -84,6 +106,7 @@ class Contract(Part):
     test_errors: TestErrors | None
     example: Example
     certificate: Certificate
+    certification: Certification | None = None
 
     @field_validator("format_version")
     @classmethod
@@ -115,8 +138,14 @@ class Contract(Part):
         return elements
 
     def to_json(self) -> str:
-        """As text."""
-        return self.model_dump_json(indent=1)
+        """As text; without a certification where there is none, as before there were any."""
+        return self.model_dump_json(indent=1, exclude={"certification"} if self.certification is None else None)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything but the certification, which does not change what is computed."""
+        bare = self.model_copy(update={"certification": None})
+        return hashlib.sha256(bare.to_json().encode()).hexdigest()
 
 
 def parse_contract(text: str | bytes, source: str | Path) -> Contract:

@@ -1,7 +1,9 @@
-"""The errors that a user can act on."""
+"""The errors that a user can act on, and what is said on the side."""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 
 class InputError(ValueError):
@@ -14,6 +16,12 @@ class InputError(ValueError):
 
 class UnstableDynamics(RuntimeError):
     """Molecular dynamics was stopped because the structure broke or numbers blew up; the message says which."""
+
+
+@cache
+def tell(text: str) -> None:
+    """Says something on stderr, once."""
+    print(f"ggnn-ff: {text}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

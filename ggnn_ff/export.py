@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ggnn_ff.contract import (
     FORMAT_VERSION,
     Certificate,
+    Certification,
     Contract,
     Example,
     TestErrors,
@@ -209,6 +210,40 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
     _verify(replace(eager, module=_ready(copy), source=f"the TorchScript form of {folder}"))
     write_atomically(output, partial(_write, data=data))
     return load_potential(output)
+
+
+def write_certification(name_or_path: str | Path, certification: Certification) -> list[Path]:
+    """Adds a certification to the contract of a potential on disk, in place of an older one.
+
+    Args:
+        name_or_path: as for `load_potential`; a folder gets it in both forms that it may hold.
+        certification: what was found.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: no such potential.
+        OSError: a file cannot be written; it is unchanged then.
+    """
+    path = _find(name_or_path)
+    folder = path.parent if str(name_or_path) in shipped_potentials() and path.is_file() else path
+    written = []
+    if folder.is_dir() and (folder / CONTRACT).is_file():
+        contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
+        data = (contract.model_copy(update={"certification": certification}).to_json() + "\n").encode()
+        write_atomically(folder / CONTRACT, partial(_write, data=data))
+        written.append(folder / CONTRACT)
+    script = folder / TORCHSCRIPT if folder.is_dir() else path
+    if script.is_file():
+        loaded = _load_torchscript(script)
+        text = loaded.contract.model_copy(update={"certification": certification}).to_json()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit")
+            data = loaded.module.save_to_buffer(_extra_files={CONTRACT: text})  # type: ignore[operator]
+        write_atomically(script, partial(_write, data=data))
+        written.append(script)
+    return written
 
 
 @torch.inference_mode(False)

@@ -16,7 +16,7 @@ from untrained import write_untrained
 from ggnn_ff import cache, compiled
 from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.hosts.parity import answers_of_all_hosts
@@ -156,7 +156,7 @@ def test_package_with_other_numbers_is_refused(copies, tmp_path):
 def test_without_a_compiler_hosts_say_so_and_run(eager, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.delenv("GGNN_FF_COMPILE")
-    compiled._tell.cache_clear()
+    tell.cache_clear()
     assert fast_form(eager, None) is eager
     assert fast_form(eager, None) is eager
     said = capsys.readouterr().err

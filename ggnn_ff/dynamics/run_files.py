@@ -40,7 +40,7 @@ class RunFiles:
         source = identity = type(potential).__name__
         if isinstance(potential, LoadedPotential):
             source = potential.source
-            identity = hashlib.sha256(f"{potential.contract.to_json()} {potential.dtype}".encode()).hexdigest()
+            identity = f"{potential.contract.identity} {potential.dtype}"
         arrays = (
             start.numbers,
             start.positions,

@@ -120,7 +120,7 @@ def kinetic_energies(trajectory: Trajectory) -> np.ndarray | None:
 def _width_verdict(kinetic: np.ndarray, temperature: float, degrees_of_freedom: int, n_atoms: int) -> Verdict:
     """The temperature at which a canonical ensemble has this standard deviation of E_kin: sqrt(N / 2) k T."""
     name, allowed = "kinetic energy width", WIDTH_TOLERANCE * temperature
-    library = _import_physical_validation()
+    library = import_physical_validation()
     independent = kinetic[:: _stride(kinetic)]
     if len(independent) < LEAST_INDEPENDENT:
         return Verdict(name, None, "K", allowed, None, _too_few(len(independent)))
@@ -146,7 +146,7 @@ def _equipartition_verdict(
     n_atoms = len(trajectory.numbers)
     if trajectory.momenta is None:
         return Verdict(name, None, "K", allowed, None, "not measured: the trajectory has no momenta")
-    library = _import_physical_validation()
+    library = import_physical_validation()
     energies = np.sum(trajectory.momenta**2, axis=2).T  # (N, T), up to a factor each
     stride = max(_stride(series) for series in [kinetic, *energies])
     stride = max(stride, -(-energies.size // _LARGEST_ATOM_FRAMES))
@@ -269,14 +269,18 @@ def _simulation_data(library: ModuleType, temperature: float, n_atoms: int, remo
     )
 
 
-def _import_physical_validation() -> ModuleType:
+def import_physical_validation() -> ModuleType:
+    """The library, quietly.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         with _quietly():
             import physical_validation
     except ImportError as error:
         raise InputError(
-            "checking kinetic energies needs physical_validation, which is not installed: pip install "
-            "'ggnn-ff[analysis]'"
+            "this check needs physical_validation, which is not installed: pip install 'ggnn-ff[analysis]'"
         ) from error
     return physical_validation
 

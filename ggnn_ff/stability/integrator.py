@@ -8,7 +8,6 @@ e0202764, 2018). What another force adds to the energy does not depend on h; a j
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from ase import Atoms, units
@@ -16,6 +15,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.conservation import LEAST_ROWS, energy_conservation
+from ggnn_ff.stability.ensemble import import_physical_validation
 from ggnn_ff.stability.gradient import copied, judge
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.verdicts import DRIFT_THRESHOLD
@@ -228,7 +228,7 @@ def convergence_verdict(timesteps_fs: Sequence[float], totals: Sequence[np.ndarr
     """
     steps = np.asarray(timesteps_fs, dtype=np.float64)
     _require_comparable(steps, totals)
-    name, module = "time step convergence (physical_validation)", _import_physical_validation()
+    name, module = "time step convergence (physical_validation)", import_physical_validation()
     about_lines = [_without_line(np.asarray(energies, dtype=np.float64)) for energies in totals]
     if not _fluctuate(about_lines, totals):
         text = "not measured: the total energy of a run is constant, to rounding, or not finite"
@@ -242,16 +242,6 @@ def convergence_verdict(timesteps_fs: Sequence[float], totals: Sequence[np.ndarr
         "largest relative deviation of a ratio of fluctuations about the fitted lines from that of squared time steps"
     )
     return Verdict(name, value, "", CONVERGENCE_THRESHOLD, value <= CONVERGENCE_THRESHOLD, text)
-
-
-def _import_physical_validation() -> ModuleType:
-    try:
-        import physical_validation
-    except ImportError as error:
-        raise InputError(
-            "the convergence test needs physical_validation, which is not installed: pip install 'ggnn-ff[analysis]'"
-        ) from error
-    return physical_validation
 
 
 def reversibility_verdict(

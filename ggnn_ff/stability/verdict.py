@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+_SMALLEST_EXPONENT = -4  # of ten; smaller figures are written with it
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -33,5 +35,10 @@ class Verdict:
             return "-"
         if not self.error:
             return f"{self.value:.3g}"
-        decimals = max(0, 1 - math.floor(math.log10(self.error)))
-        return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
+        exponent = math.floor(math.log10(max(abs(self.value), self.error)))
+        power = 0 if exponent >= _SMALLEST_EXPONENT else exponent
+        value, error = self.value / 10.0**power, self.error / 10.0**power
+        decimals = max(0, 1 - math.floor(math.log10(error)))
+        if power == 0:
+            return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+        return f"({value:.{decimals}f} ± {error:.{decimals}f})e{power:+03d}"

@@ -1,0 +1,333 @@
+"""A potential proves itself: every check of `stability/`, on the potential and on dynamics with it, in one folder."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from pydantic import BaseModel, ConfigDict, Field
+
+from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
+from ggnn_ff.data.engines import ENGINES, engine_calculator
+from ggnn_ff.data.readers import read_frames
+from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
+from ggnn_ff.dynamics.replicas import run_replicas
+from ggnn_ff.dynamics.run import run_md
+from ggnn_ff.dynamics.settings import MDSettings, make_settings
+from ggnn_ff.errors import InputError, UnstableDynamics
+from ggnn_ff.export import LoadedPotential
+from ggnn_ff.files import write_atomically
+from ggnn_ff.hosts.ase import GGNNCalculator
+from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
+from ggnn_ff.stability.html import render_html
+from ggnn_ff.stability.integrator import (
+    convergence_verdict,
+    reversibility_verdict,
+    scaling_verdicts,
+    time_step_scaling,
+    total_energies,
+)
+from ggnn_ff.stability.plots import check_panels, new_figure
+from ggnn_ff.stability.report import Report, check_trajectory
+from ggnn_ff.stability.symmetry import symmetry_verdicts
+from ggnn_ff.stability.topology import collapse_times, collapse_verdict
+from ggnn_ff.stability.trajectory import read_trajectory
+from ggnn_ff.stability.verdict import Verdict
+from ggnn_ff.training.evaluation import evaluate_frames
+
+_MOST_LABELLED = 1000  # frames of reference data that are evaluated
+
+
+class Protocol(BaseModel):
+    """How long, how hot, how often."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    timestep: float = Field(default=0.5, gt=0.0, description="fs, of all runs but the scaling's")
+    temperature: float = Field(default=300.0, gt=0.0, description="K, before the runs at constant energy")
+    equilibration_ps: float = Field(default=5.0, gt=0.0)
+    scaling_timesteps: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0), min_length=3, description="fs")
+    scaling_ps: float = Field(default=1.0, gt=0.0, description="of each run of the scaling")
+    nve_ps: float = Field(default=20.0, gt=0.0)
+    hot_temperature: float = Field(default=500.0, gt=0.0, description="K")
+    hot_ps: float = Field(default=100.0, gt=0.0, description="of each hot run")
+    seeds: int = Field(default=3, ge=1, description="hot runs")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is certified.
+
+    Attributes:
+        name: for people.
+        exact: its calculator in float64, for what is measured on single structures.
+        used: what a user runs dynamics with: a potential, or a calculator.
+    """
+
+    name: str
+    exact: Calculator
+    used: LoadedPotential | Calculator
+
+
+def potential_subject(loaded: LoadedPotential, in_float64: LoadedPotential) -> Subject:
+    """A potential, and the same in float64."""
+    return Subject(loaded.source, GGNNCalculator(in_float64, compile=False), loaded)
+
+
+def calculator_subject(name: str) -> Subject:
+    """A calculator by name: `gfn2-xtb`, or `mace:FILE`, a model of mace-torch.
+
+    Files of mace-torch are pickled and run code when they are loaded: give only those of people you trust.
+
+    Raises:
+        InputError: no such calculator, or it is not installed.
+    """
+    kind, _, path = name.partition(":")
+    if name in ENGINES:
+        return Subject(ENGINES[name], engine_calculator(name), engine_calculator(name))
+    if kind != "mace" or not path:
+        raise InputError(f"`calculator` must be {', '.join(ENGINES)} or mace:FILE, got {name!r}")
+    if not Path(path).is_file():
+        raise InputError(f"`calculator` must name a file that exists after mace:, got {path}")
+    try:
+        from mace.calculators import MACECalculator
+    except ImportError as error:
+        raise InputError(f"`calculator` mace needs mace-torch, which cannot be imported ({error})") from error
+    calculator = MACECalculator(model_paths=path, device="cpu", default_dtype="float64")
+    return Subject(f"mace-torch {path}", calculator, calculator)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All that was found.
+
+    Attributes:
+        subject: name of what was certified.
+        structure: chemical formula.
+        sections: title to verdicts.
+        nve: the check of the run at constant energy, None if it did not come to it.
+    """
+
+    subject: str
+    structure: str
+    sections: Mapping[str, list[Verdict]]
+    nve: Report | None
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """All of them."""
+        return [verdict for verdicts in self.sections.values() for verdict in verdicts]
+
+    @property
+    def passed(self) -> bool:
+        """Whether none failed."""
+        return all(verdict.passed is not False for verdict in self.verdicts)
+
+    @property
+    def summary(self) -> str:
+        """In one line."""
+        judged = [verdict for verdict in self.verdicts if verdict.passed is not None]
+        failed = [verdict.name for verdict in judged if not verdict.passed]
+        if failed:
+            return f"FAILED: {', '.join(failed)}"
+        return f"passed, {len(judged)} checks judged"
+
+
+def certify(
+    subject: Subject,
+    atoms: Atoms,
+    folder: Path,
+    protocol: Protocol,
+    reference_data: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Certificate:
+    """Runs the battery, or goes on with it; writes `certificate.json` and `certificate.html`.
+
+    Args:
+        subject: from `potential_subject` or `calculator_subject`.
+        atoms: a structure near a minimum, as the potential is meant for.
+        folder: receives the runs as well; one subject, structure and protocol each.
+        protocol: how much.
+        reference_data: labelled frames for errors, or None.
+        say: is told what begins.
+
+    Raises:
+        InputError: a structure that does not fit, or a folder with runs of something else.
+    """
+    if isinstance(subject.used, LoadedPotential):
+        check_elements(subject.used.contract, atoms.numbers)
+    exact = atoms.copy()
+    exact.calc = subject.exact
+    sections: dict[str, list[Verdict]] = {}
+    say("symmetry")
+    sections["symmetry"] = symmetry_verdicts([exact])
+    say("forces as a gradient")
+    sections["gradient"] = [gradient_verdict(exact), loop_verdict(exact), *continuity_verdicts(exact)]
+    if atoms.pbc.all():
+        sections["gradient"].append(stress_verdict(exact))
+    say(f"bath of {protocol.temperature:g} K")
+    warm, stopped = _equilibrated(subject, atoms, folder / "equilibration", protocol)
+    nve = None
+    if warm is None:
+        sections["dynamics"] = [Verdict("equilibration", None, "", None, False, stopped)]
+    else:
+        say("time steps")
+        sections["integrator"] = _integrator_verdicts(subject, warm, protocol)
+        say(f"{protocol.nve_ps:g} ps at constant energy")
+        settings = _settings(protocol, "nve", None, protocol.nve_ps)
+        _run(subject, warm, folder / "nve", settings)
+        nve = check_trajectory(folder / "nve")
+        sections["constant energy"] = list(nve.verdicts)
+    say(f"{protocol.seeds} runs of {protocol.hot_ps:g} ps at {protocol.hot_temperature:g} K")
+    sections["stability"] = [_hot_verdict(subject, atoms, folder / "hot", protocol)]
+    if reference_data is not None:
+        say("errors")
+        sections["errors"] = _error_verdicts(subject, reference_data)
+    certificate = Certificate(subject.name, atoms.get_chemical_formula(), sections, nve)
+    _write(certificate, protocol, folder)
+    return certificate
+
+
+def certification(certificate: Certificate) -> Certification:
+    """The part of it that a potential carries in its contract."""
+    return Certification(
+        date=date.today().isoformat(),
+        package_version=version("ggnn-ff"),
+        structure=certificate.structure,
+        passed=certificate.passed,
+        figures=[
+            CertifiedFigure(
+                name=verdict.name,
+                value=verdict.value,
+                error=verdict.error,
+                unit=verdict.unit,
+                threshold=verdict.threshold,
+                passed=verdict.passed,
+            )
+            for verdict in certificate.verdicts
+            if verdict.value is not None or verdict.passed is not None
+        ],
+    )
+
+
+def _settings(protocol: Protocol, ensemble: str, temperature: float | None, picoseconds: float) -> MDSettings:
+    return make_settings(
+        ensemble=ensemble,
+        temperature=temperature,
+        timestep=protocol.timestep,
+        steps=max(10, round(1000.0 * picoseconds / protocol.timestep)),
+        friction=0.02,
+    )
+
+
+def _run(subject: Subject, start: Atoms, folder: Path, settings: MDSettings) -> str | None:
+    """Runs, or goes on, unless that has come to its end before; why it was stopped, or None."""
+    record = folder / "run.json"
+    status = json.loads(record.read_text(encoding="utf8"))["status"] if record.exists() else ""
+    if status != COMPLETE and not status.startswith(STOPPED):
+        try:
+            run_md(subject.used, start, folder, settings, progress=False)
+        except UnstableDynamics as error:
+            return str(error)
+    return status.removeprefix(STOPPED) if status.startswith(STOPPED) else None
+
+
+def _equilibrated(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> tuple[Atoms | None, str]:
+    """The last state of a bath, or None and why it was stopped."""
+    settings = _settings(protocol, "langevin", protocol.temperature, protocol.equilibration_ps)
+    stopped = _run(subject, atoms, folder, settings)
+    if stopped is not None:
+        return None, stopped
+    warm = ase.io.read(folder / "trajectory.xyz", index=-1, format="extxyz")
+    assert isinstance(warm, Atoms)
+    warm.calc = None
+    return warm, ""
+
+
+def _integrator_verdicts(subject: Subject, warm: Atoms, protocol: Protocol) -> list[Verdict]:
+    moving = warm.copy()
+    moving.calc = subject.exact
+    steps, duration = protocol.scaling_timesteps, 1000.0 * protocol.scaling_ps
+    totals = total_energies(moving, steps, duration)
+    scaling = time_step_scaling(steps, totals, duration, len(warm))
+    return [*scaling_verdicts(scaling), convergence_verdict(steps, totals), reversibility_verdict(moving)]
+
+
+def _hot_verdict(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> Verdict:
+    """Time to collapse of several seeds; potentials run them in one evaluation."""
+    settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
+    if isinstance(subject.used, LoadedPotential):
+        batched = settings.model_copy(update={"host": "batched"})
+        folders = [
+            one.folder for one in run_replicas(subject.used, atoms, folder, batched, protocol.seeds, progress=False)
+        ]
+    else:
+        folders = [folder / f"seed-{seed}" for seed in range(protocol.seeds)]
+        for seed, one in enumerate(folders):
+            _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
+    return collapse_verdict(collapse_times([read_trajectory(one) for one in folders]))
+
+
+def _error_verdicts(subject: Subject, path: Path) -> list[Verdict]:
+    frames = read_frames(path)
+    if isinstance(subject.used, LoadedPotential):
+        check_elements(subject.used.contract, frames.numbers)
+        evaluation = evaluate_frames(subject.used.module, frames, subject.used.contract.cutoff)
+        energy, forces = evaluation.energy - frames.energy, evaluation.forces - frames.forces
+    else:
+        n = min(len(frames.energy), _MOST_LABELLED)
+        energies, all_forces = [], []
+        for number in range(n):
+            one = frames.atoms(number)
+            one.calc = subject.used
+            energies.append(one.get_potential_energy())
+            all_forces.append(one.get_forces())
+        energy, forces = np.array(energies) - frames.energy[:n], np.concatenate(all_forces)
+        forces = forces - frames.forces[: len(forces)]
+        energy = energy - energy.mean()  # the zero of energy is another one
+    text = f"mean absolute error on {len(energy)} frames of {path.name}; not judged"
+    return [
+        Verdict("energy error", 1e3 * float(np.abs(energy).mean()), "meV", None, None, text),
+        Verdict("force error", 1e3 * float(np.abs(forces).mean()), "meV/angstrom", None, None, text),
+    ]
+
+
+def _write(certificate: Certificate, protocol: Protocol, folder: Path) -> None:
+    content: dict[str, Any] = {
+        "subject": certificate.subject,
+        "structure": certificate.structure,
+        "date": date.today().isoformat(),
+        "package": f"ggnn-ff {version('ggnn-ff')}, ase {version('ase')}, Python {platform.python_version()}",
+        "machine": platform.machine(),
+        "protocol": protocol.model_dump(),
+        "summary": certificate.summary,
+        "passed": certificate.passed,
+        "sections": {title: [asdict(verdict) for verdict in found] for title, found in certificate.sections.items()},
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    figures = {}
+    if certificate.nve is not None:
+        for title, draw in check_panels(certificate.nve).items():
+            figure = new_figure(4.8, 3.1)
+            draw(figure.subplots())
+            figures[f"{title.capitalize()}. Run at constant energy."] = figure
+    trajectory = None if certificate.nve is None else certificate.nve.trajectory
+    title = f"Certificate of {Path(certificate.subject).name} for {certificate.structure}"
+    page = render_html(title, certificate.summary, certificate.verdicts, figures, trajectory, None)
+    for name, data in (("certificate.json", text), ("certificate.html", page)):
+        _write_text(folder / name, data)
+
+
+def _write_text(path: Path, text: str) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf8")
+
+    write_atomically(path, write)

@@ -1,0 +1,89 @@
+"""The battery: right potentials pass all of it, broken ones fail where they are broken, and files carry the result."""
+
+import json
+import shutil
+
+import pytest
+from broken_calculators import Curl, Indexed, Morse, cluster
+from typer.testing import CliRunner
+
+from ggnn_ff import cli
+from ggnn_ff.certify import Protocol, Subject, calculator_subject, certification, certify, potential_subject
+from ggnn_ff.dynamics.run import run_md
+from ggnn_ff.dynamics.settings import make_settings
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import export_torchscript, load_potential, write_certification
+
+SHORT = Protocol(
+    temperature=50.0, equilibration_ps=0.05, scaling_ps=0.1, nve_ps=0.2, hot_temperature=60.0, hot_ps=0.1, seeds=2
+)
+
+
+def subject(kind):
+    return Subject(kind.__name__, kind(), kind())
+
+
+def failed(certificate):
+    return {verdict.name for verdict in certificate.verdicts if verdict.passed is False}
+
+
+def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_path):
+    right = certify(subject(Morse), cluster(), tmp_path / "right", SHORT)
+    assert right.passed, failed(right)
+    assert set(right.sections) == {"symmetry", "gradient", "integrator", "constant energy", "stability"}
+    curl = certify(subject(Curl), cluster(), tmp_path / "curl", SHORT)
+    assert {"forces against energy differences", "work around closed loops"} <= failed(curl)
+    assert not failed(curl) & {"rotation: energy", "time reversibility"}
+    numbered = certify(subject(Indexed), cluster(), tmp_path / "numbered", SHORT)
+    assert any(name.startswith("permutation") for name in failed(numbered))
+
+
+def test_certificate_is_written_and_a_second_call_goes_on(tmp_path):
+    first = certify(subject(Morse), cluster(), tmp_path, SHORT)
+    written = json.loads((tmp_path / "certificate.json").read_text())
+    assert written["passed"] is first.passed
+    assert written["sections"]["gradient"][0]["value"] == first.sections["gradient"][0].value
+    assert "Certificate of Morse" in (tmp_path / "certificate.html").read_text()
+    before = (tmp_path / "nve" / "energies.csv").read_bytes()
+    again = certify(subject(Morse), cluster(), tmp_path, SHORT)
+    assert (tmp_path / "nve" / "energies.csv").read_bytes() == before
+    assert again.sections == first.sections
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_potential_carries_its_certification(tmp_path, trained_folder, form):
+    folder = shutil.copytree(trained_folder, tmp_path / "potential")
+    path = folder
+    if form == "file":
+        path = tmp_path / "potential.pt"
+        export_torchscript(folder, path)
+    loaded = load_potential(path)
+    run_md(loaded, loaded.contract.example.atoms(), tmp_path / "run", make_settings(steps=10), progress=False)
+    found = certify(subject(Morse), cluster(), tmp_path / "certificate", SHORT)  # of something else, which is quick
+    write_certification(path, certification(found))
+    certified = load_potential(path)
+    assert certified.contract.certification.passed
+    assert certified.contract.certification.structure == cluster().get_chemical_formula()
+    assert certified.contract.identity == loaded.contract.identity
+    run_md(certified, loaded.contract.example.atoms(), tmp_path / "run", make_settings(steps=20), progress=False)
+    shown = CliRunner().invoke(cli.app, ["info", str(path)]).output
+    assert "certification.energy drift" in shown
+    assert loaded.contract.certification is None
+
+
+def test_potential_goes_through_the_battery(tmp_path, trained_folder):
+    loaded = load_potential(trained_folder)
+    one = potential_subject(loaded, load_potential(trained_folder, dtype="float64"))
+    found = certify(one, loaded.contract.example.atoms(), tmp_path, SHORT)
+    assert not {verdict.name for verdict in found.sections["symmetry"] if not verdict.passed and verdict.value}
+    assert all(verdict.passed for verdict in found.sections["gradient"])
+    assert (tmp_path / "hot" / "replica-001" / "run.json").exists()
+
+
+def test_what_cannot_be_certified_is_named(tmp_path):
+    with pytest.raises(InputError, match="`calculator` must be gfn2-xtb or mace:FILE, got 'emt'"):
+        calculator_subject("emt")
+    with pytest.raises(InputError, match="exists after mace:"):
+        calculator_subject(f"mace:{tmp_path / 'none.model'}")
+    result = CliRunner().invoke(cli.app, ["certify", "--structure", "ethanol", "-o", str(tmp_path)])
+    assert "one of the two" in str(result.exception)
