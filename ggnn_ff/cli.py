@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -312,6 +313,9 @@ def certify(
     hot: Annotated[float, typer.Option(help="ps of each hot run")] = 100.0,
     hot_temperature: Annotated[float, typer.Option(help="K")] = 500.0,
     seeds: Annotated[int, typer.Option(help="hot runs")] = 3,
+    protocol: Annotated[
+        str | None, typer.Option(help="md17-stability: nothing but 300 ps at 500 K, as in arXiv 2210.07237")
+    ] = None,
 ) -> None:
     """Put a potential through all checks and write the certificate into it; exit status 1 when one fails.
 
@@ -324,12 +328,15 @@ def certify(
 
     if (potential is None) == (calculator is None):
         raise InputError("`potential` or `calculator` must be given, one of the two")
+    if protocol is not None:
+        _md17_stability(protocol, potential, structure, reference_data, output, seeds)
+        return
     if potential is not None:
         subject = potential_subject(load_potential(potential), load_potential(potential, dtype="float64"))
     else:
         subject = calculator_subject(calculator or "")
-    protocol = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
-    found = run(subject, find_structure(structure), output, protocol, reference_data, say=console.print)
+    battery = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
+    found = run(subject, find_structure(structure), output, battery, reference_data, say=console.print)
     table = Table("check", "value", "threshold", "unit", "verdict")
     outcomes = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "-"}
     for title, verdicts in found.sections.items():
@@ -346,6 +353,27 @@ def certify(
         console.print(f"certificate written into {files}", soft_wrap=True, markup=False)
     if not found.passed:
         sys.exit(1)
+
+
+def _md17_stability(
+    protocol: str, potential: str | None, structure: str, reference_data: Path | None, output: Path, seeds: int
+) -> None:
+    """Runs it and prints its row of the table."""
+    from ggnn_ff.data.structures import find_structure
+    from ggnn_ff.export import load_potential
+    from ggnn_ff.md17_stability import NAME, md17_stability, stability_table
+
+    if protocol != NAME:
+        raise InputError(f"`protocol` must be {NAME}, got {protocol!r}; leave it out for the whole battery")
+    if potential is None:
+        raise InputError(f"`potential` must be given for protocol {NAME}, whose thermostat runs potentials only")
+    if reference_data is None:
+        raise InputError(f"`reference_data` must be given for protocol {NAME}: frames of the reference method at 500 K")
+    atoms = find_structure(structure)
+    row = md17_stability(load_potential(potential), atoms, reference_data, output, seeds=seeds)
+    (output / "stability.json").write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf8")
+    print(stability_table([row]))
+    console.print(f"runs and stability.json in {output}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import ase.io
+import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import Curl, Indexed, Morse, cluster
 from typer.testing import CliRunner
 
@@ -13,6 +16,7 @@ from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential, write_certification
+from ggnn_ff.md17_stability import md17_stability, stability_table
 
 SHORT = Protocol(
     temperature=50.0, equilibration_ps=0.05, scaling_ps=0.1, nve_ps=0.2, hot_temperature=60.0, hot_ps=0.1, seeds=2
@@ -80,6 +84,29 @@ def test_potential_goes_through_the_battery(tmp_path, trained_folder):
     assert (tmp_path / "hot" / "replica-001" / "run.json").exists()
 
 
+def test_protocol_of_the_benchmark_tells_whole_runs_from_broken_ones(tmp_path, trained_folder):
+    loaded = load_potential(trained_folder)
+    atoms = loaded.contract.example.atoms()
+    near, stretched = tmp_path / "near.xyz", tmp_path / "stretched.xyz"
+    for path, factor in ((near, 1.0), (stretched, 1.6)):  # a reference of longer bonds is left at once
+        frame = atoms.copy()
+        frame.positions *= factor
+        frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros_like(frame.positions))
+        ase.io.write(path, [frame, frame], format="extxyz")
+    run = {"picoseconds": 0.2, "seeds": 2, "progress": False}
+    row = md17_stability(loaded, atoms, near, tmp_path / "runs", name="springs", **run)
+    assert row.stability_ps == (0.2, 0.2)
+    assert row.stopped == (None, None)
+    assert 0.0 < max(row.distribution_errors) < 2.0
+    settings = json.loads((tmp_path / "runs" / "replica-001" / "run.json").read_text())["settings"]
+    assert (settings["ensemble"], settings["temperature"], settings["timestep"]) == ("nose-hoover", 500.0, 0.5)
+    broken = md17_stability(loaded, atoms, stretched, tmp_path / "runs", name="springs", **run)
+    assert broken.stability_ps == (0.0, 0.0)
+    assert "| springs | painn | " in stability_table([row])
+    with pytest.raises(InputError, match="`reference_data` must hold the atoms of `structure`"):
+        md17_stability(loaded, atoms[:3], near, tmp_path / "other")
+
+
 def test_what_cannot_be_certified_is_named(tmp_path):
     with pytest.raises(InputError, match="`calculator` must be gfn2-xtb or mace:FILE, got 'emt'"):
         calculator_subject("emt")
@@ -87,3 +114,9 @@ def test_what_cannot_be_certified_is_named(tmp_path):
         calculator_subject(f"mace:{tmp_path / 'none.model'}")
     result = CliRunner().invoke(cli.app, ["certify", "--structure", "ethanol", "-o", str(tmp_path)])
     assert "one of the two" in str(result.exception)
+    for arguments, problem in (
+        (["--protocol", "md22"], "must be md17-stability"),
+        (["--protocol", "md17-stability"], "`reference_data` must be given"),
+    ):
+        given = ["certify", "ethanol-pbe", "--structure", "ethanol", "-o", str(tmp_path), *arguments]
+        assert problem in str(CliRunner().invoke(cli.app, given).exception)

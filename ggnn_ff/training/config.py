@@ -76,7 +76,7 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, its schedule and its ends."""
+    """AdamW with AMSGrad, its schedule and its ends."""
 
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=10, ge=1)

@@ -1,0 +1,150 @@
+"""The protocol md17-stability: how long simulations at 500 K stay whole, as in arXiv 2210.07237, section 4 (MD17)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from ggnn_ff.bonds import LONGEST_DEVIATION
+from ggnn_ff.data.readers import read_frames
+from ggnn_ff.dynamics.replicas import ReplicaResult, run_replicas
+from ggnn_ff.dynamics.settings import make_settings
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import LoadedPotential
+from ggnn_ff.stability.frames import Trajectory
+from ggnn_ff.stability.structure import bond_deviations, distance_distribution, distribution_error
+from ggnn_ff.stability.trajectory import read_trajectory
+
+NAME = "md17-stability"
+TIMESTEP, TEMPERATURE, PICOSECONDS, SEEDS = 0.5, 500.0, 300.0, 5  # fs, K
+LOG_EVERY, FRAME_EVERY = 20, 100  # steps
+
+
+@dataclass(frozen=True)
+class StabilityRow:
+    """One potential.
+
+    Attributes:
+        name: for people.
+        architecture: key of `MODELS`.
+        forces_mae: meV/angstrom on the test frames that the contract names, or None.
+        stability_ps: one per seed: when a bond first deviated by more than 0.5 angstrom from its mean length in the
+            reference, or the length of the run.
+        stopped: one per seed: why the run was stopped, or None.
+        distribution_errors: one per seed: mean absolute error of h(r) up to then.
+        steps_per_second: of each seed, all seeds being in one evaluation; None if it is not known.
+    """
+
+    name: str
+    architecture: str
+    forces_mae: float | None
+    stability_ps: tuple[float, ...]
+    stopped: tuple[str | None, ...]
+    distribution_errors: tuple[float, ...]
+    steps_per_second: float | None
+
+
+def md17_stability(
+    potential: LoadedPotential,
+    atoms: Atoms,
+    reference_data: Path,
+    folder: Path,
+    *,
+    name: str | None = None,
+    picoseconds: float = PICOSECONDS,
+    seeds: int = SEEDS,
+    progress: bool = True,
+) -> StabilityRow:
+    """Runs the protocol, or goes on with it: 0.5 fs, 500 K, a Nose-Hoover thermostat, all seeds in one evaluation.
+
+    Args:
+        potential: on the CPU.
+        atoms: first structure.
+        reference_data: labelled frames of these atoms, sampled at 500 K.
+        folder: receives a run folder per seed.
+        name: of the row; by default what the potential was loaded from.
+        picoseconds: 300 in the paper.
+        seeds: 5 in the paper.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: frames of other atoms, or a folder with other runs.
+    """
+    reference = _reference(reference_data, atoms)
+    settings = make_settings(
+        host="batched",
+        ensemble="nose-hoover",
+        temperature=TEMPERATURE,
+        timestep=TIMESTEP,
+        steps=max(1, round(1000.0 * picoseconds / TIMESTEP)),
+        log_every=LOG_EVERY,
+        frame_every=FRAME_EVERY,
+    )
+    results = run_replicas(potential, atoms, folder, settings, seeds, progress=progress)
+    expected = distance_distribution(reference.positions, reference.cell, reference.pbc)[1]
+    times, errors = zip(*(_judge(result, reference, expected, picoseconds) for result in results), strict=True)
+    recorded = [json.loads((one.folder / "run.json").read_text())["milliseconds_per_step"] for one in results]
+    milliseconds = [one for one in recorded if one is not None]
+    test_errors = potential.contract.test_errors
+    return StabilityRow(
+        name=name or potential.source,
+        architecture=potential.contract.architecture,
+        forces_mae=None if test_errors is None else test_errors.forces_mae_mev_per_angstrom,
+        stability_ps=times,
+        stopped=tuple(result.stopped for result in results),
+        distribution_errors=errors,
+        steps_per_second=1000.0 / (float(np.mean(milliseconds)) * len(results)) if milliseconds else None,
+    )
+
+
+def _reference(path: Path, atoms: Atoms) -> Trajectory:
+    """Labelled frames as a trajectory without times."""
+    frames = read_frames(path)
+    all_atoms = [frames.atoms(k) for k in range(len(frames))]
+    for k, one in enumerate(all_atoms):
+        if not np.array_equal(one.numbers, atoms.numbers):
+            raise InputError(
+                f"`reference_data` must hold the atoms of `structure`, {atoms.get_chemical_formula()}, in that order, "
+                f"but frame {k} of {path} is {one.get_chemical_formula()}"
+            )
+    positions = np.stack([one.positions for one in all_atoms])
+    cell = np.stack([one.cell.array for one in all_atoms])
+    return Trajectory(str(path), atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
+
+
+def _judge(
+    result: ReplicaResult, reference: Trajectory, expected: np.ndarray, picoseconds: float
+) -> tuple[float, float]:
+    """Stability in ps, and the error of h(r) over the frames until then."""
+    run = read_trajectory(result.folder)
+    assert run.times_fs is not None  # run folders have them
+    bonds = bond_deviations(
+        run.numbers,
+        run.positions,
+        run.cell,
+        run.pbc,
+        threshold=LONGEST_DEVIATION,
+        reference=(reference.positions, reference.cell),
+    )
+    end = len(run) if bonds.first_frame is None else max(1, bonds.first_frame)
+    whole = result.stopped is None and bonds.first_frame is None
+    h = distance_distribution(run.positions[:end], run.cell[:end], run.pbc)[1]
+    return picoseconds if whole else float(run.times_fs[end - 1]) / 1000.0, distribution_error(h, expected)
+
+
+def stability_table(rows: Sequence[StabilityRow]) -> str:
+    """Markdown; mean and standard deviation over the seeds."""
+    lines = [
+        "| potential | architecture | force MAE (meV/Å) | stability (ps) | h(r) MAE | steps/s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        forces = "-" if row.forces_mae is None else f"{row.forces_mae:.1f}"
+        speed = "-" if row.steps_per_second is None else f"{row.steps_per_second:.0f}"
+        stability = f"{np.mean(row.stability_ps):.0f} ± {np.std(row.stability_ps):.0f}"
+        errors = f"{np.mean(row.distribution_errors):.3f} ± {np.std(row.distribution_errors):.3f}"
+        lines.append(f"| {row.name} | {row.architecture} | {forces} | {stability} | {errors} | {speed} |")
+    return "\n".join(lines) + "\n"
