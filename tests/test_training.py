@@ -32,6 +32,7 @@ from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
 from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.fit import build_potential, fit
+from ggnn_ff.training.folder import check_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.units import EV_PER_HARTREE
 
@@ -617,6 +618,16 @@ def test_a_folder_with_another_configuration_is_refused(data, unbroken):
         InputError, match=r"another configuration: `optimizer\.learning_rate` was 0\.005 and is now 0\.001;"
     ):
         train(small(data, unbroken, learning_rate=1e-3))
+
+
+def test_a_key_that_an_older_version_did_not_know_had_its_default(tmp_path, data, unbroken):
+    copy = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    known = yaml.safe_load((copy / "config.yaml").read_text())
+    del known["optimizer"]["amsgrad"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(known))
+    check_folder(small(data, copy))
+    with pytest.raises(InputError, match=r"`optimizer\.amsgrad` was False and is now True"):
+        check_folder(small(data, copy, amsgrad=True))
 
 
 def test_where_it_runs_may_change(tmp_path, data, unbroken):

@@ -55,6 +55,7 @@ class Settings(BaseModel):
                 "optimizer": {
                     "batch_size": self.batch_size,
                     "learning_rate": learning_rate,
+                    "amsgrad": MODELS[model].amsgrad,
                     "schedule": "cosine",
                 },
                 "run": {

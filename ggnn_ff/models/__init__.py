@@ -41,7 +41,8 @@ class Architecture(NamedTuple):
     hyperparameters: type[BaseModel]
     presets: Mapping[str, BaseModel]  # small, default (as in the paper), large
     readout: Callable[[int], nn.Module] = mlp_readout  # of the module's `n_features` features -> (N, 1)
-    learning_rate: float = 1e-2  # the first one of a short training in batches of five
+    learning_rate: float = 5e-3  # the first one of a short training in batches of five
+    amsgrad: bool = False  # as its authors train it
 
 
 MODELS: dict[str, Architecture] = {
@@ -49,15 +50,18 @@ MODELS: dict[str, Architecture] = {
     "dimenet": Architecture(DimeNet, DimeNetHyperparameters, dimenet.PRESETS, linear_readout),
     "egnn": Architecture(EGNN, EGNNHyperparameters, egnn.PRESETS),
     "equivariant_transformer": Architecture(
-        EquivariantTransformer, EquivariantTransformerHyperparameters, equivariant_transformer.PRESETS
+        EquivariantTransformer,
+        EquivariantTransformerHyperparameters,
+        equivariant_transformer.PRESETS,
+        learning_rate=1e-2,
     ),
     "gemnet": Architecture(GemNet, GemNetHyperparameters, gemnet.PRESETS, linear_readout),
-    "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS),
-    "mace": Architecture(MACE, MACEHyperparameters, mace.PRESETS, MACEReadout),
-    "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout),
+    "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS, learning_rate=1e-2),
+    "mace": Architecture(MACE, MACEHyperparameters, mace.PRESETS, MACEReadout, 1e-2, amsgrad=True),
+    "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout, 1e-2, amsgrad=True),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
     "spherenet": Architecture(SphereNet, SphereNetHyperparameters, spherenet.PRESETS, linear_readout),
-    "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS),
+    "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS, learning_rate=1e-2, amsgrad=True),
 }
 
 

@@ -76,12 +76,13 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with AMSGrad, its schedule and its ends."""
+    """AdamW, its schedule and its ends."""
 
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0.0)
     weight_decay: float = Field(default=1e-6, ge=0.0)
+    amsgrad: bool = Field(default=False, description="AMSGrad, arXiv 1904.09237: large learning rates without spikes")
     gradient_clip: float = Field(default=1.0, gt=0.0, description="largest norm of the gradient")
     ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0, description="exponential average of the weights, per step")
     schedule: Literal["plateau", "cosine"] = "plateau"

@@ -9,7 +9,7 @@ import yaml
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.files import write_together
-from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.config import DataConfig, TrainingConfig
 from ggnn_ff.training.data_files import hash_files
 
 CONFIG, DATA = "config.yaml", "data.json"
@@ -68,7 +68,8 @@ def _damaged(path: Path) -> InputError:
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    old, new = _flat(before), _flat(now)
+    defaults = TrainingConfig(output=folder, data=DataConfig(train=folder)).model_dump(mode="json")
+    old, new = {**_flat(defaults), **_flat(before)}, _flat(now)  # an older version did not know every key
     names = [name for name in {**old, **new} if name not in _MAY_CHANGE and old.get(name) != new.get(name)]
     if names:
         differences = ", ".join(f"`{name}` was {old.get(name)} and is now {new.get(name)}" for name in names)

@@ -79,16 +79,13 @@ class TrainingModule(lightning.LightningModule):
         return smallest + (1.0 - smallest) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the configured schedule.
-
-        AMSGrad (arXiv 1904.09237) keeps large learning rates from spikes: one of them cost MACE half of its accuracy.
-        """
+        """AdamW with the configured schedule."""
         settings = self.config.optimizer
         optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            amsgrad=True,
+            amsgrad=settings.amsgrad,
             fused=True,
         )
         budget = self.config.run.budget_minutes
