@@ -31,6 +31,7 @@ from ggnn_ff.comparison.speed import structures, water_box
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
+LARGEST_FOR_PEERS = 1536  # atoms; ours go on, to show how cost and memory grow
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Candidate:
 
 
 def ours(name: str, against: str, **hyperparameters: float) -> Candidate:
-    label = {"mace": "MACE", "painn": "PaiNN", "schnet": "SchNet"}.get(name, "Equivariant Transformer")
+    label = {"mace": "MACE", "nequip": "NequIP", "painn": "PaiNN", "schnet": "SchNet"}.get(
+        name, "Equivariant Transformer"
+    )
     return Candidate(
         f"ours: {label}{against.partition(label)[2]}", "ours", [name, json.dumps(hyperparameters)], against
     )
@@ -56,6 +59,8 @@ CANDIDATES = [
     ours("mace", "MACE 64x0e+64x1o", n_features=64, l_hidden=1),
     Candidate("MACE 32x0e", "mace_torch", ["32", "0"]),
     ours("mace", "MACE 32x0e", n_features=32, l_hidden=0),
+    Candidate("NequIP 32 x 4, l = 2, compiled", "nequip_", ["32", "4", "2"]),
+    ours("nequip", "NequIP 32 x 4, l = 2, compiled", n_features=32, n_layers=4, l_max=2),
     Candidate("SchNet 128 x 6", "schnetpack_", ["schnet", "128", "6"]),
     ours("schnet", "SchNet 128 x 6", n_features=128, n_layers=6, n_radial=20),
     Candidate("PaiNN 64 x 3", "schnetpack_", ["painn", "64", "3"]),
@@ -73,14 +78,15 @@ CANDIDATES = [
 
 
 def systems() -> dict[str, Atoms]:
-    """Ethanol, aspirin, 3BPA where the reference data is, and boxes of 64 and 512 waters."""
+    """Ethanol, aspirin, 3BPA where the reference data is, and boxes of 64 to 4096 waters."""
     found = structures()
     data = Path(os.environ.get("GGNN_DATA", ROOT.parent / "shared" / "data")) / "3bpa" / "train_300K.xyz"
     if data.exists():
         first = ase.io.read(data, index=0)
         assert isinstance(first, Atoms)
         found["3BPA"] = Atoms(first.numbers, first.positions)
-    found["512 waters"] = water_box(8)
+    for side in (8, 10, 16):
+        found[f"{side**3} waters"] = water_box(side)
     return dict(sorted(found.items(), key=lambda item: len(item[1])))
 
 
@@ -140,7 +146,7 @@ def measure(
                         (candidate.name, system),
                         {"candidate": candidate.name, "system": system, "n_atoms": len(atoms), "rounds": []},
                     )
-                    if "error" in entry:
+                    if "error" in entry or (len(atoms) > LARGEST_FOR_PEERS and candidate.script != "ours"):
                         continue
                     answer = ask(processes[candidate.name], path, seconds)
                     if "milliseconds" in answer:
@@ -164,6 +170,17 @@ def table(entries: list[dict[str, Any]], chosen: list[Candidate]) -> str:
             ratio = f" ({peer / time:.1f}x)" if time and peer else ""
             cells.append(f"{time:.3g}{ratio}" if time else "-")
         lines.append(f"| {candidate.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def memory(entries: list[dict[str, Any]]) -> str:
+    """Peak memory of the process with the largest system, MB for each of its atoms."""
+    lines = ["| | atoms | MB per atom |", "|---|---:|---:|"]
+    for name in dict.fromkeys(entry["candidate"] for entry in entries):
+        measured = [entry for entry in entries if entry["candidate"] == name and "memory_mb" in entry]
+        if measured and name.startswith("ours"):
+            most = max(measured, key=lambda entry: entry["n_atoms"])
+            lines.append(f"| {name} | {most['n_atoms']} | {most['memory_mb'] / most['n_atoms']:.2f} |")
     return "\n".join(lines)
 
 
@@ -195,7 +212,7 @@ def main() -> None:
     every = systems()
     named = {name: every[name] for name in given.systems.split(",")} if given.systems else every
     entries = measure(chosen, named, given.rounds, given.seconds, given.threads)
-    text = table(entries, chosen)
+    text = f"{table(entries, chosen)}\n\n{memory(entries)}"
     print(text)
     for entry in entries:
         if "error" in entry:
