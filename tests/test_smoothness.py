@@ -69,6 +69,13 @@ def test_smooth_surface_has_no_jumps():
     assert jumps.n_lines == 20
 
 
+def test_random_lines_do_not_crush_bonds():
+    bonds = distances(ETHANOL[None])[0][0] < 1.6
+    for line in random_lines(ETHANOL, 200):
+        points = line[0] + np.linspace(0.0, 1.0, 21)[:, None, None] * (line[1] - line[0])
+        assert (distances(points)[0][:, bonds] >= 0.7 * distances(ETHANOL[None])[0][:, bonds]).all()
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0])
 def test_jump_of_the_energy_has_its_size(size):
     where = float(np.linalg.norm(ETHANOL[0] - ETHANOL[1]))

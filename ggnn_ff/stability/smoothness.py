@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from scipy.spatial import cKDTree
 
 from ggnn_ff.errors import InputError
 
@@ -22,6 +23,9 @@ FINEST: float = 1e-9
 
 NEGLIGIBLE: float = 1e-10
 """eV or eV/angstrom; a fourth difference below this is rounding, and there is no need to look closer."""
+
+CLOSEST: float = 0.7
+"""Of a distance in a structure: random lines keep atoms further apart than this."""
 
 _WINDOW = 4  # grid spacings that a closer look covers
 _REFINEMENT = 4  # by what the spacing shrinks from look to look
@@ -130,6 +134,9 @@ def _look_closer(
 def random_lines(positions: np.ndarray, n_lines: int, amplitude: float = 0.1, seed: int = 0) -> np.ndarray:
     """Lines between two random distortions of a structure.
 
+    Where neighbours come closer than `CLOSEST` of their distance in the structure, the distortions are made smaller:
+    there, potentials extrapolate to energies so large that their rounding would be taken for jumps.
+
     Args:
         positions: (N, 3), angstrom.
         n_lines: how many.
@@ -140,7 +147,19 @@ def random_lines(positions: np.ndarray, n_lines: int, amplitude: float = 0.1, se
         (L, 2, N, 3).
     """
     random = np.random.default_rng([seed, 0])
-    return positions + amplitude * random.standard_normal((n_lines, 2, *positions.shape))
+    first, second = cKDTree(positions).query_pairs(3.0, output_type="ndarray").T
+    shortest = CLOSEST * np.linalg.norm(positions[first] - positions[second], axis=-1)
+    fractions = np.linspace(0.0, 1.0, 21)[:, None, None]
+
+    def too_close(line: np.ndarray) -> bool:
+        points = line[0] + fractions * (line[1] - line[0])
+        return bool((np.linalg.norm(points[:, first] - points[:, second], axis=-1) < shortest).any())
+
+    lines = positions + amplitude * random.standard_normal((n_lines, 2, *positions.shape))
+    for number in range(n_lines):
+        while too_close(lines[number]):
+            lines[number] = positions + 0.8 * (lines[number] - positions)
+    return lines
 
 
 def cutoff_crossings(
