@@ -17,7 +17,8 @@ LONGEST_DEVIATION: float = 0.5
 
 # H, He, B to Ne, Si to Ar, Ge to Kr, Sb to Xe, At, Rn: the metalloids count as nonmetals
 _NONMETALS = [1, 2, *range(5, 11), *range(14, 19), *range(32, 37), *range(51, 55), 85, 86]
-_IS_METAL = ~np.isin(np.arange(len(chemical_symbols)), [0, *_NONMETALS])
+IS_METAL: np.ndarray = ~np.isin(np.arange(len(chemical_symbols)), [0, *_NONMETALS])
+"""By atomic number."""
 
 _DENSE_LIMIT = 500  # atoms; above, a cell list is faster than all pairs and needs far less memory
 
@@ -43,15 +44,39 @@ def bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.
         squares = np.einsum("ijk,ijk->ij", vectors, vectors)
         bonded = squares < np.add.outer(radii, radii) ** 2
         return _not_metallic(np.argwhere(np.triu(bonded, k=1)), numbers)
+    first, second, _ = overlaps(positions, cell, pbc, radii)
+    pairs = np.stack([first, second], axis=1)
+    return _not_metallic(np.unique(pairs, axis=0).astype(np.int64).reshape(-1, 2), numbers)
+
+
+def overlaps(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radii: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of different atoms closer than the sum of their radii, once for each image that is.
+
+    Args:
+        positions: (N, 3), angstrom.
+        cell: (3, 3), angstrom, rows are cell vectors.
+        pbc: (3,) bool.
+        radii: (N,), angstrom.
+
+    Returns:
+        Both atoms (P,), the first index below the second, and the vectors (P, 3) between them, angstrom.
+    """
     if not np.any(pbc):  # a box that holds all atoms keeps the search linear in their number
         positions, cell = positions - positions.min(axis=0), np.diag(np.ptp(positions, axis=0) + 1.0)
-    first, second = primitive_neighbor_list("ij", pbc, np.asarray(cell, dtype=np.float64), positions, radii)
-    pairs = np.stack([first, second], axis=1)
-    return _not_metallic(np.unique(pairs[first < second], axis=0).astype(np.int64).reshape(-1, 2), numbers)
+    first, second, vectors = primitive_neighbor_list("ijD", pbc, np.asarray(cell, dtype=np.float64), positions, radii)
+    once = first < second
+    return first[once], second[once], vectors[once]
+
+
+def may_bond(numbers: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(P,) bool: pairs of atoms (P,) that are bonded when they are close; not two metals."""
+    return ~(IS_METAL[numbers[first]] & IS_METAL[numbers[second]])
 
 
 def _not_metallic(pairs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    return pairs[~_IS_METAL[numbers[pairs]].all(axis=1)]
+    return pairs[may_bond(numbers, *pairs.T)]
 
 
 def bond_lengths(positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

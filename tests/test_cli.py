@@ -101,7 +101,7 @@ def test_check_shows_its_table_without_matplotlib(
 ) -> None:
     molecule("H2O").write(tmp_path / "one.xyz")
     run_quietly(monkeypatch, "check", str(tmp_path / "one.xyz"))
-    assert "inconclusive: 0 of 7 checks judged" in capsys.readouterr().out
+    assert "inconclusive: 1 of 9 checks judged" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "check", str(tmp_path / "one.xyz"))

@@ -9,12 +9,9 @@ from ase.constraints import FixAtoms
 from broken_calculators import (
     Anisotropic,
     Chiral,
-    Curl,
     EnergyJump,
     Field,
     Float32,
-    ForceJump,
-    Half,
     Indexed,
     Morse,
     NeverRebuilt,
@@ -143,37 +140,12 @@ def test_extended_tight_binding_passes():
 # --- defects ------------------------------------------------------------------------------------------------------
 
 
-def test_forces_that_are_no_gradient_are_caught():
-    atoms = with_calculator(cluster(), Curl())
-    assert gradient_verdict(atoms).passed is False
-    assert loop_verdict(atoms).passed is False
-
-
 def test_forces_of_another_energy_do_no_work_around_loops_but_are_caught():
     atoms = with_calculator(cluster(), ScaledForces())
     assert loop_verdict(atoms).passed
     gradient = gradient_verdict(atoms)
     assert gradient.passed is False
     assert gradient.value == pytest.approx(1e-3, rel=0.5)
-
-
-def test_half_precision_of_forces_is_caught():
-    atoms = with_calculator(cluster(), Half())
-    energy, force = continuity_verdicts(atoms, n_lines=4)
-    assert energy.passed
-    assert force.passed is False
-    assert gradient_verdict(atoms).passed is False
-
-
-def test_jump_of_the_energy_is_caught():
-    energy, _ = continuity_verdicts(with_calculator(cluster(), EnergyJump(CUTOFF)), n_lines=4)
-    assert energy.passed is False
-
-
-def test_jump_of_the_force_alone_is_caught():
-    energy, force = continuity_verdicts(with_calculator(cluster(), ForceJump(CUTOFF)), n_lines=4)
-    assert energy.passed
-    assert force.passed is False
 
 
 def test_jump_has_its_size():

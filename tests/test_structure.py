@@ -150,7 +150,7 @@ def test_distances_use_the_nearest_image_of_each_frame():
 def test_distances_are_the_same_in_chunks(monkeypatch):
     numbers, positions, cell = breaking()
     _, whole = distance_distribution(positions, cell, NO_PBC)
-    monkeypatch.setattr("ggnn_ff.stability.structure._CHUNK_VALUES", 36 * 7)
+    monkeypatch.setattr("ggnn_ff.stability.blocks.CHUNK_VALUES", 36 * 7)
     _, chunks = distance_distribution(positions, cell, NO_PBC)
     np.testing.assert_array_equal(whole, chunks)
     assert len(numbers) == 9

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability import topology
+from ggnn_ff.stability import blocks
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.topology import (
     Event,
@@ -74,7 +74,7 @@ def test_bonds_are_named_in_the_order_of_breaking(monkeypatch):
     hydrogen = np.flatnonzero(ETHANOL.get_distances(4, [0, 1]) < 1.3)[0]
     expected[0] = replace(expected[0], name=f"C{hydrogen}-H4")
     assert broken_bonds(frames) == expected
-    monkeypatch.setattr(topology, "_CHUNK_VALUES", 3 * 8)  # three frames at once
+    monkeypatch.setattr(blocks, "CHUNK_VALUES", 3 * 8)  # three frames at once
     assert broken_bonds(frames) == expected
 
 
@@ -140,7 +140,7 @@ def test_evaporation_does_not_depend_on_how_many_frames_are_held(monkeypatch):
     frames.positions[17:, :3] += 20.0
     frames.positions[39:, 9:] -= 20.0
     whole = evaporated_fragments(frames)
-    monkeypatch.setattr(topology, "_CHUNK_VALUES", 3 * 12**2)
+    monkeypatch.setattr(blocks, "CHUNK_VALUES", 3 * 12**2)
     assert evaporated_fragments(frames) == whole
     assert whole == [Event("H2O (atoms 0, 1, 2)", 17, 1700.0), Event("H2O (atoms 9, 10, 11)", 39, 3900.0)]
 

@@ -1,16 +1,19 @@
 """What Newton's equations keep constant: total energy, linear momentum, angular momentum."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import chunks
 
 BLOCK_COUNTS = (8, 16, 32)
 """The error of a slope is estimated with each of these numbers of blocks; the largest one is reported."""
 LEAST_ROWS = 16
 """Rows of energies below which a slope has no usable error."""
 
+_CONSTANT = 1e-6  # share of the kinetic energy that files may round away
 _MEV_PER_EV = 1000.0
 _FS_PER_PS = 1000.0
 
@@ -24,7 +27,7 @@ class EnergyConservation:
         drift_error: its standard error, meV/atom/ps.
         fluctuation: root mean square of the total energy about the fitted line, meV/atom.
         fluctuation_ratio: fluctuation over the standard deviation of the kinetic energy, None if that is
-            zero.
+            constant but for rounding.
         duration_ps: time between the first and the last row, ps.
     """
 
@@ -93,11 +96,12 @@ def energy_conservation(
     drift = float(np.sum(centred * total) / np.sum(centred**2))
     fluctuation = float(np.sqrt(np.mean((total - drift * centred) ** 2)))
     kinetic_fluctuation = float(np.std(kinetic)) * _MEV_PER_EV / n_atoms
+    varies = float(np.std(kinetic)) > _CONSTANT * float(np.mean(kinetic))
     return EnergyConservation(
         drift=drift,
         drift_error=_slope_error(centred, total, drift),
         fluctuation=fluctuation,
-        fluctuation_ratio=fluctuation / kinetic_fluctuation if kinetic_fluctuation > 0 else None,
+        fluctuation_ratio=fluctuation / kinetic_fluctuation if varies else None,
         duration_ps=float(times[-1]),
     )
 
@@ -125,7 +129,7 @@ def linear_momentum_change(momenta: np.ndarray) -> MomentumChange:
     Args:
         momenta: (T, N, 3), any unit.
     """
-    return _momentum_change(momenta, np.linalg.norm(momenta, axis=2))
+    return _momentum_change(momenta.shape, lambda part: (momenta[part], np.linalg.norm(momenta[part], axis=2)))
 
 
 def angular_momentum_change(positions: np.ndarray, momenta: np.ndarray, masses: np.ndarray) -> MomentumChange:
@@ -139,19 +143,31 @@ def angular_momentum_change(positions: np.ndarray, momenta: np.ndarray, masses: 
         momenta: (T, N, 3), any unit.
         masses: (N,), dalton.
     """
-    centre = np.einsum("n,tnk->tk", masses, positions) / masses.sum()
-    velocity = momenta.sum(axis=1) / masses.sum()  # of the centre of mass
-    inner = momenta - masses[:, None] * velocity[:, None, :]
-    arms = positions - centre[:, None, :]
-    largest = np.linalg.norm(arms, axis=2) * np.linalg.norm(inner, axis=2)
-    return _momentum_change(np.cross(arms, inner), largest)
+
+    def contributions(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        centre = np.einsum("n,tnk->tk", masses, positions[part]) / masses.sum()
+        velocity = momenta[part].sum(axis=1) / masses.sum()  # of the centre of mass
+        inner = momenta[part] - masses[:, None] * velocity[:, None, :]
+        arms = positions[part] - centre[:, None, :]
+        return np.cross(arms, inner), np.linalg.norm(arms, axis=2) * np.linalg.norm(inner, axis=2)
+
+    return _momentum_change(positions.shape, contributions)
 
 
-def _momentum_change(contributions: np.ndarray, magnitudes: np.ndarray) -> MomentumChange:
-    """From the (T, N, 3) contributions of the atoms and the (T, N) lengths to compare them with."""
-    total = contributions.sum(axis=1)  # (T, 3)
+def _momentum_change(
+    shape: tuple[int, ...], contributions: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+) -> MomentumChange:
+    """From what gives, for a block of the (T, N, 3) frames, the contributions of the atoms and what to compare with.
+
+    The former are (t, N, 3), the latter lengths (t, N).
+    """
+    total, magnitude = np.empty((shape[0], 3)), 0.0
+    for part in chunks(shape[0], 3 * shape[1]):
+        vectors, lengths = contributions(part)
+        total[part] = vectors.sum(axis=1)
+        magnitude += float(lengths.sum())
     largest = float(np.linalg.norm(total - total[0], axis=1).max())
-    scale = float(magnitudes.sum(axis=1).mean())
+    scale = magnitude / shape[0]
     if largest == 0:
         return MomentumChange(largest, scale, 0.0)
     return MomentumChange(largest, scale, largest / scale)

@@ -7,8 +7,9 @@ from ase.data import chemical_symbols
 
 from ggnn_ff.bonds import bonds
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import chunks
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.liquids import nearest_images
+from ggnn_ff.stability.structure import nearest_images
 from ggnn_ff.stability.topology import components
 from ggnn_ff.stability.verdict import Verdict
 
@@ -51,13 +52,16 @@ def dihedral_angles(trajectory: Trajectory, atoms: np.ndarray) -> np.ndarray:
     Returns:
         (T, R), degrees, from -180 to 180.
     """
-    ends = trajectory.positions[:, atoms[:, 1:]] - trajectory.positions[:, atoms[:, :-1]]  # (T, R, 3, 3)
-    shape = ends.shape
-    vectors = nearest_images(ends.reshape(len(ends), -1, 3), trajectory.cell, trajectory.pbc).reshape(shape)
-    first, axis, last = np.moveaxis(vectors, 2, 0)
-    normal = np.cross(axis, last)
-    sine = np.linalg.norm(axis, axis=2) * np.einsum("trk,trk->tr", first, normal)
-    return np.degrees(np.arctan2(sine, np.einsum("trk,trk->tr", np.cross(first, axis), normal)))
+    angles = np.empty((len(trajectory), len(atoms)))
+    for part in chunks(len(trajectory), atoms.size):
+        positions = trajectory.positions[part]
+        ends = positions[:, atoms[:, 1:]] - positions[:, atoms[:, :-1]]  # (t, R, 3, 3)
+        vectors = nearest_images(ends.reshape(len(ends), -1, 3), trajectory.cell[part], trajectory.pbc)
+        first, axis, last = np.moveaxis(vectors.reshape(ends.shape), 2, 0)
+        normal = np.cross(axis, last)
+        sine = np.linalg.norm(axis, axis=2) * np.einsum("trk,trk->tr", first, normal)
+        angles[part] = np.degrees(np.arctan2(sine, np.einsum("trk,trk->tr", np.cross(first, axis), normal)))
+    return angles
 
 
 def rotatable_bonds(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ def _equipartition_verdict(
     if trajectory.momenta is None:
         return Verdict(name, None, "K", allowed, None, "not measured: the trajectory has no momenta")
     library = import_physical_validation()
-    energies = np.sum(trajectory.momenta**2, axis=2).T  # (N, T), up to a factor each
+    energies = np.einsum("tnk,tnk->nt", trajectory.momenta, trajectory.momenta)  # up to a factor each
     stride = max(_stride(series) for series in [kinetic, *energies])
     stride = max(stride, -(-energies.size // _LARGEST_ATOM_FRAMES))
     positions = trajectory.positions[::stride]

@@ -5,10 +5,12 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from ase.data import chemical_symbols
+from scipy.fft import irfft, next_fast_len, rfft
 
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import Rows, chunks
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.structure import distribution_error
+from ggnn_ff.stability.structure import distribution_error, nearest_images, smallest_height
 from ggnn_ff.stability.verdict import Verdict
 
 BIN_WIDTH: float = 0.05
@@ -21,7 +23,6 @@ few enough that each is long."""
 LEAST_BLOCK: int = 20
 """Frames of such a part below which there is no line to fit. Chosen here."""
 
-_CHUNK_VALUES = 2_000_000  # distances held at once
 _CM2_PER_S = 0.1  # 1 angstrom^2/fs = 1e-16 cm^2 / 1e-15 s
 
 
@@ -96,32 +97,11 @@ def _pairs(numbers: np.ndarray, first: int, second: int) -> np.ndarray:
     return pairs[pairs[:, 0] < pairs[:, 1]] if first == second else pairs
 
 
-def smallest_height(cell: np.ndarray) -> float:
-    """Smallest distance between opposite faces of the cells (T, 3, 3) of any frame, angstrom."""
-    return 1.0 / float(np.linalg.norm(np.linalg.inv(cell), axis=1).max())
-
-
-def nearest_images(vectors: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Vectors between atoms with their fractional coordinates rounded to the nearest image.
-
-    That image is the nearest one whenever it is closer than half of every height of the cell, however skewed that is.
-
-    Args:
-        vectors: (T, P, 3), angstrom.
-        cell: (T, 3, 3), angstrom.
-        pbc: (3,) bool.
-    """
-    if not np.any(pbc):
-        return vectors
-    return vectors - np.round(vectors @ np.linalg.pinv(cell)) * pbc @ cell  # some cell vectors may be zero
-
-
 def _counts(trajectory: Trajectory, pairs: np.ndarray, n_bins: int) -> np.ndarray:
     """Sum over frames of the volume times the number of pairs in each bin, (n_bins,), angstrom^3."""
     counts = np.zeros(n_bins + 1)
-    chunk = max(1, _CHUNK_VALUES // len(pairs))
-    for start in range(0, len(trajectory), chunk):
-        positions, cell = trajectory.positions[start : start + chunk], trajectory.cell[start : start + chunk]
+    for part in chunks(len(trajectory), len(pairs)):
+        positions, cell = trajectory.positions[part], trajectory.cell[part]
         vectors = nearest_images(positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]], cell, trajectory.pbc)
         lengths = np.sqrt(np.einsum("tpk,tpk->tp", vectors, vectors))
         bins = np.minimum(lengths / BIN_WIDTH, n_bins).astype(np.int64)  # the extra bin takes what is further
@@ -170,8 +150,16 @@ def unwrap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarr
     Returns:
         (T, N, 3), angstrom, the first frame as given.
     """
-    steps = nearest_images(np.diff(positions, axis=0), cell[1:], pbc)
-    return np.concatenate([positions[:1], positions[0] + np.cumsum(steps, axis=0)])
+    paths = Rows(*positions.shape[1:])
+    paths.extend(positions[:1])
+    last = positions[0]
+    for part in chunks(len(positions) - 1, 3 * positions.shape[1]):
+        after = slice(part.start + 1, part.stop + 1)
+        steps = nearest_images(positions[after] - positions[part], cell[after], pbc)
+        path = last + np.cumsum(steps, axis=0)
+        paths.extend(path)
+        last = path[-1]
+    return paths.array()
 
 
 def mean_square_displacement(positions: np.ndarray) -> np.ndarray:
@@ -188,11 +176,12 @@ def mean_square_displacement(positions: np.ndarray) -> np.ndarray:
     """
     n_frames, n_atoms = positions.shape[:2]
     lags = np.arange(n_frames // 2 + 1)
+    n_fft = next_fast_len(2 * n_frames, real=True)
     total = np.zeros(len(lags))
     for atom in range(n_atoms):  # not all at once, for memory
         path = positions[:, atom] - positions[:, atom].mean(axis=0)  # near zero, to lose no digits
-        transform = np.fft.rfft(path, n=2 * n_frames, axis=0)
-        products = np.fft.irfft(np.abs(transform) ** 2, axis=0).sum(axis=1)[: len(lags)]
+        transform = rfft(path, n=n_fft, axis=0)
+        products = irfft(np.sum(np.abs(transform) ** 2, axis=1), n=n_fft)[: len(lags)]
         sums = np.concatenate([[0.0], np.cumsum(np.sum(path**2, axis=1))])  # of the first 0, 1, ..., T frames
         total += sums[n_frames - lags] + sums[-1] - sums[lags] - 2.0 * products
     return total / (n_atoms * (n_frames - lags))
@@ -220,14 +209,14 @@ def diffusion(trajectory: Trajectory) -> list[Diffusion] | str:
         return "the frames are at uneven times"
     positions = unwrap(trajectory.positions, trajectory.cell, trajectory.pbc)
     centre = np.einsum("n,tnk->tk", trajectory.masses, positions) / trajectory.masses.sum()
-    positions = positions - centre[:, None, :]
     length = len(trajectory) // N_BLOCKS
     times = np.arange(length // 2 + 1) * float(steps.mean())
     first = len(times) // 2
     results = []
     for number in np.unique(trajectory.numbers):
-        atoms = positions[:, trajectory.numbers == number]
-        blocks = [mean_square_displacement(atoms[k * length : (k + 1) * length]) for k in range(N_BLOCKS)]
+        atoms = np.flatnonzero(trajectory.numbers == number)
+        parts = [slice(k * length, (k + 1) * length) for k in range(N_BLOCKS)]
+        blocks = [mean_square_displacement(positions[part, atoms] - centre[part, None]) for part in parts]
         slopes = np.polyfit(times[first:], np.array(blocks)[:, first:].T, 1)[0]  # (N_BLOCKS,)
         coefficients = slopes / 6.0 * _CM2_PER_S
         curve = np.mean(blocks, axis=0)

@@ -1,5 +1,7 @@
 """Trajectories in the formats of other simulation programs, read through mdtraj."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 
 from ggnn_ff import units
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import Rows, chunk_length
 from ggnn_ff.stability.frames import Energies, Trajectory
 
 MDTRAJ_SUFFIXES = (".dcd", ".xtc", ".trr", ".nc", ".netcdf", ".h5", ".hdf5")
@@ -35,11 +38,13 @@ def read_mdtraj(path: Path, topology: Path | None) -> Trajectory:
             damaged.
     """
     mdtraj = _import_mdtraj(path)
-    hdf5 = path.suffix.lower() in HDF5_SUFFIXES
     try:
-        if hdf5:
-            return _convert(mdtraj.load(str(path)), _hdf5_record(mdtraj, path), path)
-        return _convert(mdtraj.load(str(path), top=_topology(mdtraj, path, topology)), None, path)
+        if path.suffix.lower() in HDF5_SUFFIXES:
+            with mdtraj.formats.HDF5TrajectoryFile(str(path)) as file:
+                return _convert(file.topology, _hdf5_blocks(mdtraj, file), path)
+        atoms = _topology(mdtraj, path, topology)
+        n_frames = chunk_length(3 * atoms.n_atoms)
+        return _convert(atoms, _blocks(mdtraj.iterload(str(path), chunk=n_frames, top=atoms), path), path)
     except InputError:
         raise
     except Exception as error:  # each of mdtraj's readers fails in its own way
@@ -87,49 +92,71 @@ def _topology(mdtraj: ModuleType, path: Path, topology_path: Path | None) -> Any
     return topology
 
 
-def _hdf5_record(mdtraj: ModuleType, path: Path) -> Any:
-    with mdtraj.formats.HDF5TrajectoryFile(str(path)) as file:
-        return file.read()
+@dataclass(frozen=True)
+class _Block:
+    """Some frames, in nm, ps and kJ/mol; None for what the file does not have."""
+
+    positions: np.ndarray
+    cell: np.ndarray | None
+    times: np.ndarray | None
+    velocities: np.ndarray | None = None
+    potential: np.ndarray | None = None
+    kinetic: np.ndarray | None = None
 
 
-def _convert(frames: Any, record: Any, path: Path) -> Trajectory:
+def _blocks(parts: Iterator[Any], path: Path) -> Iterator[_Block]:
+    for part in parts:
+        yield _Block(part.xyz, part.unitcell_vectors, None if path.suffix.lower() == ".dcd" else part.time)
+
+
+def _hdf5_blocks(mdtraj: ModuleType, file: Any) -> Iterator[_Block]:
+    n_frames = chunk_length(3 * file.topology.n_atoms)
+    while len(part := file.read(n_frames)):
+        cell = None
+        if part.cell_lengths is not None:
+            vectors = mdtraj.utils.lengths_and_angles_to_box_vectors(*part.cell_lengths.T, *part.cell_angles.T)
+            cell = np.stack(vectors, axis=1)
+        yield _Block(part.coordinates, cell, part.time, part.velocities, part.potentialEnergy, part.kineticEnergy)
+
+
+def _convert(topology: Any, blocks: Iterator[_Block], path: Path) -> Trajectory:
     """From mdtraj's nm, ps, kJ/mol and dalton."""
-    atoms = list(frames.topology.atoms)
+    atoms = list(topology.atoms)
     numbers = np.array([atom.element.atomic_number for atom in atoms], dtype=np.int64)
     masses = np.array([atom.element.mass for atom in atoms], dtype=np.float64)
-    n_frames = len(frames.xyz)
-    periodic = frames.unitcell_vectors is not None
-    cell = np.zeros((n_frames, 3, 3))
-    if periodic:
-        cell = np.asarray(frames.unitcell_vectors, dtype=np.float64) * units.ANGSTROM_PER_NANOMETER
-    times_fs = None
-    notes: tuple[str, ...] = ()
-    if path.suffix.lower() == ".dcd":
-        notes = _dcd_notes(path, n_frames)
-    else:
-        times_fs = np.asarray(frames.time, dtype=np.float64) * _FS_PER_PS
-    momenta = energies = None
-    if record is not None and record.velocities is not None:
-        velocities = np.asarray(record.velocities, dtype=np.float64)  # nm/ps
-        velocities *= units.ANGSTROM_PER_NANOMETER / (_FS_PER_PS * units.FEMTOSECOND)
-        momenta = masses[:, None] * velocities
-    if record is not None and record.potentialEnergy is not None:
-        kinetic = None
-        if record.kineticEnergy is not None:
-            kinetic = np.asarray(record.kineticEnergy, dtype=np.float64) * units.EV_PER_KJ_PER_MOL
-        potential = np.asarray(record.potentialEnergy, dtype=np.float64) * units.EV_PER_KJ_PER_MOL
-        energies = Energies(times_fs, potential, kinetic)
+    positions, cell, momenta = Rows(len(atoms), 3), Rows(3, 3), Rows(len(atoms), 3)
+    times, potential, kinetic = Rows(), Rows(), Rows()
+    per_velocity = units.ANGSTROM_PER_NANOMETER / (_FS_PER_PS * units.FEMTOSECOND)
+    for block in blocks:
+        for rows, values, factor in (
+            (positions, block.positions, units.ANGSTROM_PER_NANOMETER),
+            (cell, block.cell, units.ANGSTROM_PER_NANOMETER),
+            (momenta, block.velocities, per_velocity * masses[:, None]),
+            (times, block.times, _FS_PER_PS),
+            (potential, block.potential, units.EV_PER_KJ_PER_MOL),
+            (kinetic, block.kinetic, units.EV_PER_KJ_PER_MOL),
+        ):
+            if values is not None:
+                rows.extend(np.asarray(values, dtype=np.float64) * factor)
+    n_frames = positions.length
+
+    def known(rows: Rows) -> np.ndarray | None:
+        return rows.array() if n_frames and rows.length == n_frames else None
+
+    cells, times_fs, energy, energies = known(cell), known(times), known(potential), None
+    if energy is not None:
+        energies = Energies(times_fs, energy, known(kinetic))
     return Trajectory(
         source=str(path),
         numbers=numbers,
         masses=masses,
-        positions=np.asarray(frames.xyz, dtype=np.float64) * units.ANGSTROM_PER_NANOMETER,
-        cell=cell,
-        pbc=np.full(3, periodic),
+        positions=positions.array(),
+        cell=np.zeros((n_frames, 3, 3)) if cells is None else cells,
+        pbc=np.full(3, cells is not None),
         times_fs=times_fs,
-        momenta=momenta,
+        momenta=known(momenta),
         energies=energies,
-        notes=notes,
+        notes=_dcd_notes(path, n_frames) if path.suffix.lower() == ".dcd" else (),
     )
 
 

@@ -202,7 +202,7 @@ def _draw_total_energy(axes: "Axes", report: Report) -> None:
     axes.plot(*_thin(times, total), color=COLORS[0], lw=0.9)
     if drift.value is not None:
         line = total.mean() + drift.value * (times - times.mean())
-        axes.plot(times, line, color=COLORS[1], lw=1.6)
+        axes.plot(times[[0, -1]], line[[0, -1]], color=COLORS[1], lw=1.6)
         axes.set_title(f"drift {drift.text} {drift.unit}", loc="right", fontsize=9, color=COLORS[1])
     label_axes(axes, label, "total − start (meV/atom)")
 

@@ -9,6 +9,7 @@ import numpy as np
 from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.dynamics.layout import ENSEMBLES
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.consistency import length_verdict, velocity_verdict
 from ggnn_ff.stability.dihedrals import dihedral_distributions, dihedral_verdict
 from ggnn_ff.stability.ensemble import ensemble_verdicts
 from ggnn_ff.stability.liquids import diffusion, diffusion_verdicts, radial_distribution_verdicts
@@ -170,6 +171,8 @@ def check(
         *completion_verdicts(trajectory),
         *energy_verdicts(trajectory, drift_threshold),
         *momentum_verdicts(trajectory),
+        velocity_verdict(trajectory),
+        length_verdict(trajectory),
         bond_verdict(trajectory, bonds, reference is not None),
         *topology_verdicts(trajectory),
     ]

@@ -7,12 +7,13 @@ from ase.geometry import find_mic
 
 from ggnn_ff.bonds import bond_lengths, bond_name, bonds
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import chunks
 
 N_BINS = 500
 LARGEST_DISTANCE = 10.0
 """h(r) as in arXiv 2210.07237: 500 bins up to 10 angstrom."""
 
-_CHUNK_VALUES = 2_000_000  # distances held at once
+_SEARCHED_AT_ONCE = 20_000  # vectors, each with its images in all neighbouring cells
 
 
 @dataclass(frozen=True)
@@ -93,23 +94,25 @@ def bond_deviations(
     names = tuple(bond_name(numbers, pair) for pair in pairs)
     if not names:
         return BondDeviations(names, np.empty(0), np.zeros(len(positions)), "", None, None, None, None)
-    reference_lengths = lengths_of_bonds(reference_positions, pairs, reference_cell, pbc)
-    means = reference_lengths.mean(axis=0)
-    if np.any(np.abs(reference_lengths - means) > threshold):
-        frame, bond = np.argwhere(np.abs(reference_lengths - means) > threshold)[0]
+    means = np.zeros(len(pairs))
+    for part in chunks(len(reference_positions), len(pairs)):
+        means += lengths_of_bonds(reference_positions[part], pairs, reference_cell[part], pbc).sum(axis=0)
+    means /= len(reference_positions)
+    largest, _ = _deviations(reference_positions, pairs, reference_cell, pbc, means)
+    if np.any(largest > threshold):
+        frame = int(np.argmax(largest > threshold))
+        bond, length = _furthest(reference_positions[frame], pairs, reference_cell[frame], pbc, means)
         raise InputError(
-            f"`reference` must keep its bonds, but {names[bond]} is {reference_lengths[frame, bond]:.2f} "
+            f"`reference` must keep its bonds, but {names[bond]} is {length:.2f} "
             f"angstrom in frame {frame} and {means[bond]:.2f} on average; give a trajectory that stays intact"
         )
-    lengths = lengths_of_bonds(positions, pairs, cell, pbc)
-    deviations = np.abs(lengths - means)  # (T, B)
-    largest = deviations.max(axis=1)
-    worst = names[int(deviations.max(axis=0).argmax())]
+    largest, of_bonds = _deviations(positions, pairs, cell, pbc, means)
+    worst = names[int(of_bonds.argmax())]
     beyond = largest > threshold
     if not beyond.any():
         return BondDeviations(names, means, largest, worst, None, None, None, None)
     frame = int(beyond.argmax())
-    bond = int(deviations[frame].argmax())
+    bond, length = _furthest(positions[frame], pairs, cell[frame], pbc, means)
     return BondDeviations(
         names=names,
         reference=means,
@@ -117,9 +120,72 @@ def bond_deviations(
         worst=worst,
         first_frame=frame,
         broken=names[bond],
-        broken_length=float(lengths[frame, bond]),
+        broken_length=length,
         broken_reference=float(means[bond]),
     )
+
+
+def _deviations(
+    positions: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray, means: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest deviation of each frame (T,), and of each bond (B,), angstrom."""
+    largest, of_bonds = np.empty(len(positions)), np.zeros(len(pairs))
+    for part in chunks(len(positions), len(pairs)):
+        deviations = np.abs(lengths_of_bonds(positions[part], pairs, cell[part], pbc) - means)
+        largest[part] = deviations.max(axis=1)
+        of_bonds = np.maximum(of_bonds, deviations.max(axis=0))
+    return largest, of_bonds
+
+
+def _furthest(
+    frame: np.ndarray, pairs: np.ndarray, cell: np.ndarray, pbc: np.ndarray, means: np.ndarray
+) -> tuple[int, float]:
+    """The bond of one frame that is furthest from its mean, and its length."""
+    lengths = bond_lengths(frame, pairs, cell, pbc)
+    bond = int(np.abs(lengths - means).argmax())
+    return bond, float(lengths[bond])
+
+
+def smallest_height(cell: np.ndarray) -> float:
+    """Smallest distance between opposite faces of the cells (T, 3, 3) of any frame, angstrom."""
+    return 1.0 / float(np.linalg.norm(np.linalg.inv(cell), axis=1).max())
+
+
+def nearest_images(vectors: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Vectors between atoms with their fractional coordinates rounded to the nearest image.
+
+    That image is the nearest one whenever it is closer than half of every height of the cell, however skewed that is.
+
+    Args:
+        vectors: (T, P, 3), angstrom.
+        cell: (T, 3, 3), angstrom.
+        pbc: (3,) bool.
+    """
+    if not np.any(pbc) or vectors.size == 0:
+        return vectors
+    if np.all(cell == cell[0]):  # one product of matrices, many times faster
+        flat, box = vectors.reshape(-1, 3), cell[0]
+        return (flat - np.round(flat @ np.linalg.pinv(box)) * pbc @ box).reshape(vectors.shape)
+    return vectors - np.round(vectors @ np.linalg.pinv(cell)) * pbc @ cell  # some cell vectors may be zero
+
+
+def shortest_images(vectors: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """The shortest of the images of each vector, in any cell.
+
+    Args:
+        vectors: (P, 3), angstrom.
+        cell: (3, 3), angstrom, rows are cell vectors.
+        pbc: (3,) bool.
+    """
+    found = nearest_images(vectors[None], cell[None], pbc)[0]
+    products = cell @ cell.T
+    if not np.any(pbc) or np.allclose(products, np.diag(np.diag(products)), atol=1e-9 * np.abs(products).max()):
+        return found
+    sure = 0.5 * smallest_height(cell[None]) if np.all(pbc) else 0.0
+    far = np.flatnonzero(np.einsum("pk,pk->p", found, found) >= sure**2)
+    for some in np.array_split(far, len(far) // _SEARCHED_AT_ONCE + 1):
+        found[some] = find_mic(vectors[some], cell, pbc)[0]
+    return found
 
 
 def distance_distribution(
@@ -153,13 +219,12 @@ def distance_distribution(
         return centres, np.zeros(n_bins)
     first, second = np.triu_indices(n_atoms, k=1)
     fixed_cell = not np.any(pbc) or bool(np.all(cell == cell[0]))
-    chunk = max(1, _CHUNK_VALUES // n_pairs) if fixed_cell else 1
     counts = np.zeros(n_bins + 1, dtype=np.int64)
-    for start in range(0, n_frames, chunk):
-        frames = positions[start : start + chunk]
+    parts = chunks(n_frames, n_pairs) if fixed_cell else (slice(frame, frame + 1) for frame in range(n_frames))
+    for part in parts:
+        frames = positions[part]
         vectors = (frames[:, second] - frames[:, first]).reshape(-1, 3)
-        if np.any(pbc):
-            vectors = find_mic(vectors, cell[start], pbc)[0]
+        vectors = shortest_images(vectors, cell[part.start], pbc)
         distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         bins = np.minimum(distances / width, n_bins).astype(np.int64)  # the extra bin takes what is further
         counts += np.bincount(bins, minlength=n_bins + 1)

@@ -1,27 +1,26 @@
 """What becomes of molecules in a simulation: bonds that break and form, fragments that leave, the time to collapse."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from ggnn_ff.bonds import BOND_FACTOR, LONGEST_DEVIATION, bond_name, bonds
+from ggnn_ff.bonds import BOND_FACTOR, LONGEST_DEVIATION, bond_name, bonds, may_bond, overlaps
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import chunk_length, chunks
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.liquids import nearest_images, smallest_height
-from ggnn_ff.stability.structure import bond_deviations, lengths_of_bonds
+from ggnn_ff.stability.structure import bond_deviations, lengths_of_bonds, nearest_images, smallest_height
 from ggnn_ff.stability.verdict import Verdict
 
 EVAPORATION_DISTANCE: float = 6.0
 """angstrom. A fragment has evaporated when no atom of it is closer to the rest than this. Chosen here: twice the
 distance of atoms that touch, so that nothing is between, and usual cutoffs leave no force across the gap."""
 
-_CHUNK_VALUES = 2_000_000  # distances held at once
-_MOST_ATOMS_IN_PAIRS = 200
+_BLOCK_PAIRS = 200_000  # distances in a block of frames, about as costly as a list of neighbours
 _SHOWN = 5  # events that an explanation lists
 
 
@@ -60,11 +59,9 @@ def broken_bonds(trajectory: Trajectory) -> list[Event]:
     pairs = bonds(numbers, trajectory.positions[0], cell[0], pbc)
     first = np.full(len(pairs), len(trajectory))  # frame where each breaks
     start_lengths = lengths_of_bonds(trajectory.positions[:1], pairs, cell[:1], pbc)
-    chunk = max(1, _CHUNK_VALUES // max(1, len(pairs)))
-    for start in range(0, len(trajectory), chunk):
-        part = slice(start, start + chunk)
+    for part in chunks(len(trajectory), len(pairs)):
         long = lengths_of_bonds(trajectory.positions[part], pairs, cell[part], pbc) > start_lengths + LONGEST_DEVIATION
-        first = np.where(long.any(axis=0), np.minimum(first, start + long.argmax(axis=0)), first)
+        first = np.where(long.any(axis=0), np.minimum(first, part.start + long.argmax(axis=0)), first)
     return [
         _event(trajectory, bond_name(numbers, pairs[bond]), int(first[bond]))
         for bond in np.argsort(first, kind="stable")
@@ -73,35 +70,40 @@ def broken_bonds(trajectory: Trajectory) -> list[Event]:
 
 
 def formed_bonds(trajectory: Trajectory) -> list[Event]:
-    """Pairs of atoms that are no bond in the first frame and come as close as one (`bonds`), in that order."""
-    known: set[tuple[int, int]] = {(int(i), int(j)) for i, j in _bonds(trajectory, 0)}
-    events = []
-    for frame in _frames_with_close_pairs(trajectory, known):
-        for pair in _bonds(trajectory, frame):
-            if (i_j := (int(pair[0]), int(pair[1]))) not in known:
-                known.add(i_j)
-                events.append(_event(trajectory, bond_name(trajectory.numbers, pair), frame))
+    """Pairs of atoms that are no bond in the first frame and come as close as one (`bonds`), in that order.
+
+    Frames are taken in blocks. Only those pairs are looked at that are so close in the first frame of a block that they
+    can be bonded in a later one, with the furthest that either atom moves until its end.
+    """
+    numbers, pbc = trajectory.numbers, trajectory.pbc
+    radii = BOND_FACTOR * covalent_radii[numbers]
+    known: set[tuple[int, int]] = set(map(tuple, _bonds(trajectory, 0).tolist()))
+    events, start, length = [], 0, 1
+    while start < len(trajectory):
+        part = slice(start, min(start + length, len(trajectory)))
+        positions, cell = trajectory.positions[part], trajectory.cell[part]
+        moved = nearest_images(positions - positions[0], cell, pbc)
+        furthest = np.linalg.norm(moved, axis=2).max(axis=0)
+        first, second, vectors = overlaps(positions[0], cell[0], pbc, radii + furthest)
+        new = may_bond(numbers, first, second)
+        new &= ~np.isin(first * len(numbers) + second, [i * len(numbers) + j for i, j in known])
+        first, second, vectors = first[new], second[new], vectors[new]
+        fixed_cell = not np.any(pbc) or bool(np.all(cell == cell[0]))  # otherwise images move too
+        if length > 1 and (not fixed_cell or len(first) * len(moved) > _BLOCK_PAIRS):
+            length //= 2
+            continue
+        vectors = vectors + moved[:, second] - moved[:, first]
+        close = np.einsum("tpk,tpk->tp", vectors, vectors) < (radii[first] + radii[second]) ** 2
+        found = [
+            (start + int(close[:, pair].argmax()), int(first[pair]), int(second[pair]))
+            for pair in np.flatnonzero(close.any(axis=0))
+        ]
+        for frame, i, j in sorted(found):
+            if (i, j) not in known:  # several images
+                known.add((i, j))
+                events.append(_event(trajectory, bond_name(numbers, np.array([i, j])), frame))
+        start, length = part.stop, min(2 * length, chunk_length(3 * len(numbers)))
     return events
-
-
-def _frames_with_close_pairs(trajectory: Trajectory, known: set[tuple[int, int]]) -> Iterable[int]:
-    """Frames after the first where a pair that is no bond in it may be one: all, where looking is not cheap."""
-    n_atoms = len(trajectory.numbers)
-    if n_atoms > _MOST_ATOMS_IN_PAIRS or trajectory.pbc.any():
-        return range(1, len(trajectory))
-    first, second = np.triu_indices(n_atoms, k=1)
-    unknown = np.array([pair not in known for pair in zip(first.tolist(), second.tolist(), strict=True)], dtype=bool)
-    first, second = first[unknown], second[unknown]
-    radii = BOND_FACTOR * covalent_radii[trajectory.numbers]
-    squares = (radii[first] + radii[second]) ** 2
-    found: list[int] = []
-    chunk = max(1, _CHUNK_VALUES // max(1, len(first)))
-    for start in range(1, len(trajectory), chunk):
-        positions = trajectory.positions[start : start + chunk]
-        vectors = positions[:, first] - positions[:, second]
-        close = (np.einsum("tpk,tpk->tp", vectors, vectors) < squares).any(axis=1)
-        found += (start + np.flatnonzero(close)).tolist()
-    return found
 
 
 def evaporated_fragments(trajectory: Trajectory) -> list[Event] | str:
@@ -120,28 +122,51 @@ def evaporated_fragments(trajectory: Trajectory) -> list[Event] | str:
     n_atoms = len(trajectory.numbers)
     gone = np.zeros(n_atoms, dtype=bool)
     events: list[Event] = []
-    chunk = max(1, _CHUNK_VALUES // n_atoms**2)
-    for start in range(0, len(trajectory), chunk):
-        positions, cell = trajectory.positions[start : start + chunk], trajectory.cell[start : start + chunk]
-        vectors = (positions[:, None] - positions[:, :, None]).reshape(len(positions), -1, 3)
-        vectors = nearest_images(vectors, cell, trajectory.pbc)
-        linked = np.einsum("tpk,tpk->tp", vectors, vectors) < EVAPORATION_DISTANCE**2
-        linked = linked.reshape(-1, n_atoms, n_atoms)
-        for frame in np.flatnonzero(~linked.all(axis=2).any(axis=1)).tolist():  # no atom is linked to all others
-            _, groups = connected_components(linked[frame], directed=False)
-            outside = groups != np.bincount(groups).argmax()
-            if start + frame == 0 and outside.any():
-                return f"the first frame is in parts already, {EVAPORATION_DISTANCE:g} angstrom or more apart"
-            if not np.any(outside & ~gone):
-                continue
-            pieces = components(n_atoms, _bonds(trajectory, start + frame))
+    frame = 0
+    while frame < len(trajectory):
+        links = _links(trajectory, frame)
+        _, groups = connected_components(links, directed=False)
+        outside = groups != np.bincount(groups).argmax()
+        if frame == 0 and outside.any():
+            return f"the first frame is in parts already, {EVAPORATION_DISTANCE:g} angstrom or more apart"
+        if np.any(outside & ~gone):
+            pieces = components(n_atoms, _bonds(trajectory, frame))
             for piece in np.unique(pieces[outside & ~gone]):
                 atoms = np.flatnonzero(pieces == piece)
                 formula = Atoms(numbers=trajectory.numbers[atoms]).get_chemical_formula()
                 name = f"{formula} (atoms {', '.join(map(str, atoms))})"
-                events.append(_event(trajectory, name, start + frame))
+                events.append(_event(trajectory, name, frame))
             gone |= outside
+        frame = _next_to_look_at(trajectory, frame, links, gone)
     return events
+
+
+def _links(trajectory: Trajectory, frame: int) -> coo_array:
+    """(N, N) for each pair of atoms closer than `EVAPORATION_DISTANCE` 1 angstrom more than their distance."""
+    n_atoms = len(trajectory.numbers)
+    radii = np.full(n_atoms, 0.5 * EVAPORATION_DISTANCE)
+    first, second, vectors = overlaps(trajectory.positions[frame], trajectory.cell[frame], trajectory.pbc, radii)
+    return coo_array((1.0 + np.linalg.norm(vectors, axis=1), (first, second)), shape=(n_atoms, n_atoms))
+
+
+def _next_to_look_at(trajectory: Trajectory, frame: int, links: coo_array, gone: np.ndarray) -> int:
+    """The next frame where a fragment may have left: as long as the shortest tree of links holds, none has."""
+    n_left = int(np.sum(~gone))
+    tree = minimum_spanning_tree(links).tocoo()
+    inside = ~(gone[tree.row] | gone[tree.col])
+    first, second = tree.row[inside], tree.col[inside]
+    if len(first) < n_left - 1 or 2 * n_left <= len(gone):  # in parts, or not sure to be the largest group
+        return frame + 1
+    start, length = frame + 1, 1
+    while start < len(trajectory):
+        part = slice(start, start + length)
+        vectors = trajectory.positions[part, second] - trajectory.positions[part, first]
+        vectors = nearest_images(vectors, trajectory.cell[part], trajectory.pbc)
+        long = (np.einsum("tpk,tpk->tp", vectors, vectors) >= EVAPORATION_DISTANCE**2).any(axis=1)
+        if long.any():
+            return start + int(long.argmax())
+        start, length = start + length, min(2 * length, chunk_length(3 * len(first)))
+    return len(trajectory)
 
 
 def _bonds(trajectory: Trajectory, frame: int) -> np.ndarray:

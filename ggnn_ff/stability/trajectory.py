@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 import ase.io
@@ -11,10 +13,17 @@ from ase import Atoms
 
 from ggnn_ff.dynamics.layout import COMPLETE, ENERGY_COLUMNS, STOPPED
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import Rows, chunks
+from ggnn_ff.stability.extxyz import read_uniform
 from ggnn_ff.stability.frames import Energies, Trajectory
 from ggnn_ff.stability.mdtraj_files import MDTRAJ_SUFFIXES, read_mdtraj
 
 __all__ = ["Energies", "Trajectory", "read_trajectory"]
+
+XYZ_SUFFIXES = (".xyz", ".extxyz")
+
+_BLOCK_CHARACTERS = 16_000_000  # read at once
+_CUT = "{} ends in a half-written frame, which was ignored"
 
 
 def read_trajectory(
@@ -49,6 +58,8 @@ def read_trajectory(
         raise InputError(f"{path} is empty; give a trajectory with at least one frame")
     elif path.suffix.lower() in MDTRAJ_SUFFIXES:
         trajectory = read_mdtraj(path, None if topology is None else Path(topology))
+    elif path.suffix.lower() in XYZ_SUFFIXES:
+        trajectory = _read_extxyz(path)
     else:
         trajectory = _read_with_ase(path)
     if frame_interval_fs is not None:
@@ -76,7 +87,7 @@ def _read_run_folder(folder: Path) -> Trajectory:
     stopped = status if status.startswith(STOPPED) else None
     if stopped is not None and (folder / "trajectory.xyz").stat().st_size == 0:
         raise InputError(f"{folder} has no frame to check: the run was {stopped}")
-    frames = _read_with_ase(folder / "trajectory.xyz")
+    frames = _read_extxyz(folder / "trajectory.xyz")
     if len(frames.numbers) != n_atoms:
         raise InputError(
             f"{folder}: run.json says {n_atoms} atoms but trajectory.xyz has {len(frames.numbers)}; "
@@ -100,36 +111,47 @@ def _read_run_folder(folder: Path) -> Trajectory:
 
 def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:
     """The rows of an `energies.csv`, without a last line that was cut while it was written."""
-    whole, _, tail = path.read_text().rpartition("\n")
-    notes = (f"{path.name} ends in a half-written line, which was ignored",) if tail else ()
-    lines = whole.splitlines()
-    if not lines or lines[0].strip().split(",") != ENERGY_COLUMNS:
-        raise InputError(f"{path} must start with the header {','.join(ENERGY_COLUMNS)}")
-    if len(lines) < 2:
+    width = len(ENERGY_COLUMNS)
+    rows, tail = Rows(width), ""
+    with open(path, encoding="utf8") as file:
+        if file.readline().strip().split(",") != ENERGY_COLUMNS:
+            raise InputError(f"{path} must start with the header {','.join(ENERGY_COLUMNS)}")
+        while lines := file.readlines(_BLOCK_CHARACTERS):
+            if not lines[-1].endswith("\n"):
+                tail = lines.pop()
+            try:
+                found = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, width))
+            except ValueError as error:
+                raise InputError(f"{path} must have {width} numbers in each row: {error}") from None
+            if found.shape[1] != width:
+                raise InputError(f"{path} must have {width} numbers in each row, got {found.shape[1]}")
+            rows.extend(found)
+    if rows.length == 0:
         raise InputError(f"{path} has no whole row of energies yet; run longer")
-    try:
-        rows = np.loadtxt(lines[1:], delimiter=",", ndmin=2)
-    except ValueError as error:
-        raise InputError(f"{path} must have {len(ENERGY_COLUMNS)} numbers in each row: {error}") from None
-    if rows.shape[1] != len(ENERGY_COLUMNS):
-        raise InputError(f"{path} must have {len(ENERGY_COLUMNS)} numbers in each row, got {rows.shape[1]}")
-    return Energies(times_fs=rows[:, 1], potential=rows[:, 2], kinetic=rows[:, 3]), notes
+    notes = (f"{path.name} ends in a half-written line, which was ignored",) if tail else ()
+    times, potential, kinetic = (column.copy() for column in rows.array()[:, 1:4].T)
+    return Energies(times_fs=times, potential=potential, kinetic=kinetic), notes
+
+
+def _read_extxyz(path: Path) -> Trajectory:
+    uniform = read_uniform(path)
+    if uniform is None:
+        return _read_with_ase(path)
+    trajectory, cut = uniform
+    return replace(trajectory, notes=(_CUT.format(path.name),)) if cut else trajectory
 
 
 def _read_with_ase(path: Path) -> Trajectory:
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
+    frames = _xyz_frames(path, notes) if path.suffix.lower() in XYZ_SUFFIXES else ase.io.iread(path, index=":")
+    trajectory = _from_frames(_explained(frames, path), path)
+    return replace(trajectory, notes=tuple(notes))
+
+
+def _explained(frames: Iterator[Atoms], path: Path) -> Iterator[Atoms]:
+    """The same frames; what keeps them from being read is said in a sentence."""
     try:
-        if path.suffix.lower() in (".xyz", ".extxyz"):
-            text, cut = _whole_frames(path.read_text())
-            if not text:
-                raise InputError(
-                    f"{path} has no whole frame; every line of a frame, the last too, must end in a newline"
-                )
-            if cut:
-                notes = (f"{path.name} ends in a half-written frame, which was ignored",)
-            frames = list(ase.io.iread(io.StringIO(text), index=":", format="extxyz"))
-        else:
-            frames = list(ase.io.iread(path, index=":"))
+        yield from frames
     except InputError:
         raise
     except Exception as error:  # each of ASE's readers fails in its own way
@@ -138,64 +160,70 @@ def _read_with_ase(path: Path) -> Trajectory:
             f"{path} cannot be read as a trajectory ({detail}); it may be truncated or of another kind. Give "
             "a run folder, an ASE .traj or extxyz file, or DCD, XTC or HDF5 with a topology"
         ) from error
-    if not frames:
+
+
+def _xyz_frames(path: Path, notes: list[str]) -> Iterator[Atoms]:
+    """The frames whose every line ends with a newline; what comes after them is noted."""
+    n_frames, left = 0, ""
+    with open(path, encoding="utf8") as file:
+        while (count := file.readline()).strip():
+            lines = [count]
+            if count.strip().isdigit():  # otherwise no xyz frame: for ASE to complain about
+                lines += islice(file, 1 + int(count))
+                if len(lines) < 2 + int(count) or not lines[-1].endswith("\n"):
+                    left = count
+                    break
+            yield from ase.io.iread(io.StringIO("".join(lines)), index=":", format="extxyz")
+            n_frames += 1
+        left = left or file.read()
+    if n_frames == 0:
+        raise InputError(f"{path} has no whole frame; every line of a frame, the last too, must end in a newline")
+    if left.strip():
+        notes.append(_CUT.format(path.name))
+
+
+def _from_frames(frames: Iterator[Atoms], path: Path) -> Trajectory:
+    """What all of the frames have, read one by one."""
+    first = next(frames, None)
+    if first is None:
         raise InputError(f"{path} has no frames; give a trajectory with at least one")
-    return _from_frames(frames, path, notes)
-
-
-def _whole_frames(text: str) -> tuple[str, bool]:
-    """The xyz frames whose every line ends with a newline, and whether anything came after them."""
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    start = 0
-    while start < len(lines):
-        if not lines[start].strip():
-            break
-        try:
-            end = start + 2 + int(lines[start])
-        except ValueError:
-            return text, False  # not an xyz frame: for the reader to complain about
-        if end > len(lines):
-            break
-        start = end
-    whole = "".join(lines[:start])
-    return whole, bool(text[len(whole) :].strip())
-
-
-def _from_frames(frames: list[Atoms], path: Path, notes: tuple[str, ...]) -> Trajectory:
-    first = frames[0]
-    for index, atoms in enumerate(frames):
+    if len(first) == 0:
+        raise InputError(f"{path} has frames without atoms; give a trajectory with at least one atom")
+    positions, cell, momenta = Rows(len(first), 3), Rows(3, 3), Rows(len(first), 3)
+    times, potential, kinetic = Rows(), Rows(), Rows()
+    for index, atoms in enumerate(chain([first], frames)):
         if len(atoms) != len(first) or not np.array_equal(atoms.numbers, first.numbers):
             raise InputError(
                 f"{path} must have the same atoms in the same order in every frame, but frame {index} is "
                 f"{atoms.get_chemical_formula()} and frame 0 is {first.get_chemical_formula()}; check each "
                 "system alone"
             )
-    if len(first) == 0:
-        raise InputError(f"{path} has frames without atoms; give a trajectory with at least one atom")
-    times = [atoms.info.get("time_fs") for atoms in frames]
-    times_fs = None if any(time is None for time in times) else np.array(times, dtype=np.float64)
-    momenta = kinetic = None
-    if all(atoms.has("momenta") for atoms in frames):
-        momenta = np.stack([atoms.get_momenta() for atoms in frames])
-        kinetic = np.array([atoms.get_kinetic_energy() for atoms in frames])
-    results = [{} if atoms.calc is None else atoms.calc.results for atoms in frames]
-    energies = None
-    if all("energy" in result for result in results):
-        potential = np.array([result["energy"] for result in results], dtype=np.float64)
-        energies = Energies(times_fs=times_fs, potential=potential, kinetic=kinetic)
+        positions.extend(atoms.positions[None])
+        cell.extend(atoms.cell.array[None])
+        if atoms.has("momenta"):
+            momenta.extend(atoms.get_momenta()[None])
+            kinetic.extend(np.array([atoms.get_kinetic_energy()]))
+        if (time := atoms.info.get("time_fs")) is not None:
+            times.extend(np.array([time], dtype=np.float64))
+        if atoms.calc is not None and "energy" in atoms.calc.results:
+            potential.extend(np.array([atoms.calc.results["energy"]], dtype=np.float64))
+
+    def complete(rows: Rows) -> np.ndarray | None:
+        return rows.array() if rows.length == positions.length else None
+
+    energies, times_fs, energy = None, complete(times), complete(potential)
+    if energy is not None:
+        energies = Energies(times_fs=times_fs, potential=energy, kinetic=complete(kinetic))
     return Trajectory(
         source=str(path),
         numbers=first.numbers.astype(np.int64),
         masses=first.get_masses(),
-        positions=np.stack([atoms.positions for atoms in frames]),
-        cell=np.stack([atoms.cell.array for atoms in frames]),
+        positions=positions.array(),
+        cell=cell.array(),
         pbc=first.pbc.copy(),
         times_fs=times_fs,
-        momenta=momenta,
+        momenta=complete(momenta),
         energies=energies,
-        notes=notes,
     )
 
 
@@ -223,9 +251,8 @@ def _require_sound(trajectory: Trajectory) -> None:
     for name, values in rows.items():
         if values is None:
             continue
-        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if not finite.all():
-            bad = int(np.argmin(finite))
+        bad = _first_not_finite(values)
+        if bad is not None:
             raise InputError(
                 f"{trajectory.source}: {name} must be finite, but row {bad} (from 0) has NaN or infinity: "
                 "the simulation blew up there. Check only what comes before it"
@@ -236,3 +263,12 @@ def _require_sound(trajectory: Trajectory) -> None:
                 f"{trajectory.source}: {name} must increase, but row {bad} (from 0) is at {values[bad]:g} fs "
                 f"after {values[bad - 1]:g} fs; are several runs in one file? Check each alone"
             )
+
+
+def _first_not_finite(values: np.ndarray) -> int | None:
+    """The first row with NaN or infinity."""
+    for part in chunks(len(values), values[:1].size):
+        finite = np.isfinite(values[part].reshape(part.stop - part.start, -1)).all(axis=1)
+        if not finite.all():
+            return part.start + int(np.argmin(finite))
+    return None

@@ -20,6 +20,12 @@ from one that is not. It is the default for potentials of any origin."""
 SHIPPED_DRIFT_THRESHOLD: float = 0.01
 """meV/atom/ps over 100 ps: what the potentials that come with ggnn-ff must keep."""
 
+FLUCTUATION_THRESHOLD: float = 0.1
+"""Of the total energy's fluctuation over that of the kinetic energy. Velocity Verlet with the time step h makes it
+(w h)^2 / 4 for a vibration of frequency w: 0.1 at h = T / 10, the rule of thumb for the largest time step (Leach,
+Molecular Modelling, 2nd edition, 2001, section 7.3). Where kinetic and potential energy are not of one motion, it is
+near 1 or above."""
+
 MOMENTUM_THRESHOLD: float = 1e-3
 """Change of the total momentum over the sum of the atoms' momenta, linear and angular. Chosen here: far above
 what rounding in float32 does, far below what a force that is not invariant does within picoseconds."""
@@ -51,6 +57,7 @@ def energy_verdicts(trajectory: Trajectory, threshold: float) -> list[Verdict]:
     if reason is not None or energies is None or energies.times_fs is None or energies.kinetic is None:
         return [Verdict("energy drift", None, "meV/atom/ps", threshold, None, reason or "not measured")]
     result = energy_conservation(energies.times_fs, energies.potential, energies.kinetic, len(trajectory.numbers))
+    ratio = result.fluctuation_ratio
     return [
         _drift_verdict(result, trajectory.ensemble, threshold),
         Verdict(
@@ -63,11 +70,13 @@ def energy_verdicts(trajectory: Trajectory, threshold: float) -> list[Verdict]:
         ),
         Verdict(
             "energy fluctuation / kinetic",
-            result.fluctuation_ratio,
+            ratio,
             "",
-            None,
-            None,
-            "over the standard deviation of the kinetic energy; a few percent or less is usual; not judged",
+            FLUCTUATION_THRESHOLD,
+            None if ratio is None else ratio <= FLUCTUATION_THRESHOLD,
+            "over the standard deviation of the kinetic energy; the threshold is what velocity Verlet makes of a "
+            "vibration at a tenth of its period; fails for larger time steps, forces or energies in other units, "
+            "wrong masses, and a thermostat",
         ),
     ]
 

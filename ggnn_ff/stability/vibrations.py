@@ -227,5 +227,5 @@ def _spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
     steps = np.diff(trajectory.times_fs)
     if not np.allclose(steps, steps[0], rtol=1e-3):
         return "has frames at uneven times"
-    velocities = trajectory.momenta / trajectory.masses[:, None]
-    return density_of_states(velocities, trajectory.masses, float(steps.mean()))
+    inverse = 1.0 / trajectory.masses  # p^2 / m is m v^2, and the momenta need no copy
+    return density_of_states(trajectory.momenta, inverse, float(steps.mean()))

@@ -1,0 +1,255 @@
+"""The corpus of broken potentials and trajectories: each is caught by the check meant for it, and hides no other.
+
+A line is a case and the verdicts that must fail, all others must not. Below each table is what is right and passes it.
+Known answers are elsewhere: scaling with the time step in `test_integrator.py` and `test_conservation.py`, diffusion of
+a random walk in `test_liquids.py`, frequencies of a spring in `test_vibrations.py`, noise in `test_gradient.py`.
+"""
+
+import json
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
+from broken_calculators import (
+    Curl,
+    EnergyJump,
+    Float32,
+    ForceJump,
+    Half,
+    Morse,
+    NeverRebuilt,
+    Unconverged,
+    WrongStressSign,
+    cluster,
+    crystal,
+)
+from spring_molecule import ethanol, set_temperature, springs
+
+from ggnn_ff.dynamics.layout import ENERGY_COLUMNS
+from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
+from ggnn_ff.stability.integrator import reversibility_verdict
+from ggnn_ff.stability.report import check_trajectory
+from ggnn_ff.stability.symmetry import symmetry_verdicts
+
+CUTOFF = 3.6  # of calculators that jump there: random lines take pairs of the cluster across
+
+# --- potentials, by what `ggnn-ff certify` measures on a structure --------------------------------------------------
+
+GRADIENT, LOOPS = "forces against energy differences", "work around closed loops"
+STRESS = "stress against energy differences"
+ENERGY_JUMP, FORCE_JUMP = "largest energy jump", "largest force jump"
+
+BROKEN_POTENTIALS = {
+    # the swirl is about a fixed axis, so that it does not turn with the atoms
+    "direct force head": (Curl(), cluster, {GRADIENT, LOOPS, "rotation: forces", "reflection: forces"}),
+    "jump of the energy at the cutoff": (EnergyJump(CUTOFF), cluster, {ENERGY_JUMP, FORCE_JUMP}),
+    "jump of the force at the cutoff": (ForceJump(CUTOFF), cluster, {FORCE_JUMP}),
+    "float16 forces": (Half(), cluster, {GRADIENT, FORCE_JUMP}),
+    "neighbour list that is never rebuilt": (
+        NeverRebuilt(CUTOFF),
+        cluster,
+        {"permutation of like atoms: energy", "permutation of like atoms: forces"},
+    ),
+    "stress of the wrong sign": (WrongStressSign(), crystal, {STRESS}),
+}
+
+RIGHT_POTENTIALS = {
+    "Morse": (Morse(), cluster),
+    "Morse in a crystal": (Morse(), crystal),
+    "float32": (Float32(), cluster),
+    "noise of a self-consistent field": (Unconverged(), cluster),
+}
+
+
+def potential_failures(calculator, structure):
+    """Names of the verdicts that fail."""
+    atoms = structure()
+    atoms.calc = calculator
+    few = 1 if atoms.pbc.all() else 4  # a crystal needs many times longer
+    verdicts = [gradient_verdict(atoms, n_directions=few), loop_verdict(atoms, n_loops=few, n_points=16)]
+    verdicts += [*continuity_verdicts(atoms, n_lines=few), *symmetry_verdicts([atoms], n_trials=1)]
+    if atoms.pbc.all():
+        verdicts.append(stress_verdict(atoms))
+    set_temperature(atoms, 300.0, np.random.default_rng(0))
+    verdicts.append(reversibility_verdict(atoms, n_steps=20))
+    return {verdict.name for verdict in verdicts if verdict.passed is False}
+
+
+@pytest.mark.parametrize("case", BROKEN_POTENTIALS)
+def test_broken_potential_is_caught(case):
+    calculator, structure, expected = BROKEN_POTENTIALS[case]
+    assert potential_failures(calculator, structure) == expected
+
+
+@pytest.mark.parametrize("case", RIGHT_POTENTIALS)
+def test_right_potential_passes(case):
+    assert potential_failures(*RIGHT_POTENTIALS[case]) == set()
+
+
+# --- trajectories, by `ggnn-ff check` -------------------------------------------------------------------------------
+
+STEPS = 500
+
+
+class Swirl(Calculator):
+    """Ethanol's springs, and a force that is no gradient."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        energy, forces = springs(atoms.positions)
+        arms = atoms.positions - atoms.positions.mean(axis=0)
+        self.results = {"energy": energy, "forces": forces + 0.02 * np.cross([1.0, 0.0, 0.0], arms)}
+
+
+def start(calculator=None, masses=None):
+    atoms = ethanol()
+    atoms.calc = calculator or atoms.calc
+    if masses is not None:
+        atoms.set_masses(masses)
+    set_temperature(atoms, 300.0, np.random.default_rng(0))
+    return at_rest(atoms)
+
+
+def at_rest(atoms):
+    """Without motion of the centre of mass."""
+    masses = atoms.get_masses()[:, None]
+    atoms.set_momenta(atoms.get_momenta() - masses * atoms.get_momenta().sum(axis=0) / masses.sum())
+    return atoms
+
+
+def argon():
+    atoms = Atoms("Ar4", 3.8 / np.sqrt(8) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]))
+    atoms.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=30.0)
+    set_temperature(atoms, 10.0, np.random.default_rng(0))
+    return at_rest(atoms)
+
+
+def bound_by_electrons():
+    tblite = pytest.importorskip("tblite.ase")
+    atoms = start()
+    atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0)
+    return atoms
+
+
+def run(folder, atoms, timestep=0.5, steps=STEPS, friction=None, change=lambda frame: None):
+    """A run folder that says it is NVE, with a frame and a row of energies at every step, each changed before."""
+    dynamics = VelocityVerlet(atoms, timestep * units.fs)
+    if friction is not None:
+        random = np.random.default_rng(1)
+        dynamics = Langevin(
+            atoms, timestep * units.fs, temperature_K=300, friction=friction / units.fs, rng=random, fixcm=False
+        )
+    frames, rows = [], [",".join(ENERGY_COLUMNS)]
+    for step in range(steps + 1):
+        frame = atoms.copy()
+        frame.info = {"step": step, "time_fs": step * timestep}
+        frame.calc = SinglePointCalculator(frame, energy=atoms.get_potential_energy())
+        change(frame)
+        potential, kinetic = frame.calc.results["energy"], frame.get_kinetic_energy()
+        rows.append(f"{step},{step * timestep},{potential},{kinetic},{potential + kinetic},300.0")
+        frames.append(frame)
+        dynamics.run(1)
+    folder.mkdir()
+    ase.io.write(folder / "trajectory.xyz", frames, format="extxyz", columns=["symbols", "positions", "momenta"])
+    (folder / "energies.csv").write_text("\n".join(rows) + "\n")
+    (folder / "run.json").write_text(json.dumps({"ensemble": "nve", "n_atoms": len(atoms)}))
+    return folder
+
+
+def scaled(positions=1.0, momenta=1.0, energy=1.0):
+    def change(frame):
+        frame.positions *= positions
+        frame.set_momenta(frame.get_momenta() * momenta)
+        frame.calc.results["energy"] *= energy
+
+    return change
+
+
+def torn(frame):
+    """A hydrogen atom leaves slowly from half of the run on."""
+    away = max(0, frame.info["step"] - STEPS // 2) * 0.003
+    frame.positions[3] += away * (frame.positions[3] - frame.positions[2]) / frame.get_distance(2, 3)
+
+
+def ordinary_masses(frame):
+    frame.set_masses()
+
+
+DEUTERATED = np.where(ethanol().numbers == 1, 2.014, ethanol().get_masses())
+DRIFT, RATIO, LINEAR, ANGULAR = "energy drift", "energy fluctuation / kinetic", "linear momentum", "angular momentum"
+VELOCITIES, LENGTHS = "velocities", "length unit"
+BONDS, BROKEN, FORMED = "largest bond deviation", "bonds broken", "bonds formed"
+
+# what is done, the verdicts that must fail, and those that may, since they follow from the same fault
+BROKEN_TRAJECTORIES = {
+    "direct force head": ({"atoms": lambda: start(Swirl())}, {DRIFT, ANGULAR}, {RATIO}),
+    "time step too large": ({"timestep": 2.5}, {RATIO}, {DRIFT, VELOCITIES}),
+    "thermostat left on": ({"friction": 0.02}, {RATIO, LINEAR, ANGULAR}, {DRIFT}),
+    "wrong mass": (
+        {"atoms": lambda: start(masses=DEUTERATED), "change": ordinary_masses},
+        {RATIO, VELOCITIES},
+        {DRIFT},
+    ),
+    "broken bond": ({"change": torn}, {BONDS, BROKEN}, {ANGULAR}),  # whose arm grew
+    "positions in nm": ({"change": scaled(positions=0.1)}, {LENGTHS, VELOCITIES}, set()),
+    "positions in bohr": ({"change": scaled(positions=1 / units.Bohr)}, {LENGTHS, VELOCITIES}, set()),
+    "velocities in angstrom/fs": ({"change": scaled(momenta=units.fs)}, {RATIO, VELOCITIES}, {DRIFT}),
+    "energies in kcal/mol": ({"change": scaled(energy=units.mol / units.kcal)}, {RATIO}, {DRIFT}),
+    "energies in hartree": ({"change": scaled(energy=1 / units.Hartree)}, {RATIO}, {DRIFT}),
+}
+
+RIGHT_TRAJECTORIES = {
+    "springs": {},
+    "springs, larger time step": {"timestep": 1.0},
+    "Lennard-Jones": {"atoms": argon, "timestep": 5.0},
+    "GFN2-xTB": {"atoms": bound_by_electrons, "steps": 60},
+}
+
+
+def trajectory_failures(folder, atoms=start, **settings):
+    report = check_trajectory(run(folder / "run", atoms(), **settings))
+    return {verdict.name for verdict in report.verdicts if verdict.passed is False}
+
+
+@pytest.mark.parametrize("case", BROKEN_TRAJECTORIES)
+def test_broken_trajectory_is_caught(case, tmp_path):
+    settings, caught, explained = BROKEN_TRAJECTORIES[case]
+    failed = trajectory_failures(tmp_path, **settings)
+    assert caught <= failed
+    assert failed <= caught | explained
+
+
+@pytest.mark.parametrize("case", RIGHT_TRAJECTORIES)
+def test_right_trajectory_passes(case, tmp_path):
+    assert trajectory_failures(tmp_path, **RIGHT_TRAJECTORIES[case]) == set()
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(0.1, "nm"), (1 / units.Bohr, "bohr")])
+def test_positions_alone_tell_their_unit(factor, unit, tmp_path):
+    atoms = ethanol()
+    atoms.calc = None
+    ase.io.write(tmp_path / "right.xyz", atoms)
+    atoms.positions *= factor
+    ase.io.write(tmp_path / "wrong.xyz", atoms)
+    verdicts = [
+        next(verdict for verdict in check_trajectory(tmp_path / name).verdicts if verdict.name == LENGTHS)
+        for name in ("right.xyz", "wrong.xyz")
+    ]
+    assert [verdict.passed for verdict in verdicts] == [True, False]
+    assert unit in verdicts[1].explanation
+
+
+def test_frames_too_far_apart_for_their_velocities_are_not_judged(tmp_path):
+    folder = run(tmp_path / "run", start(), steps=200)
+    frames = ase.io.read(folder / "trajectory.xyz", index="::50", format="extxyz")
+    ase.io.write(tmp_path / "sparse.xyz", frames)
+    (verdict,) = [v for v in check_trajectory(tmp_path / "sparse.xyz").verdicts if v.name == VELOCITIES]
+    assert verdict.passed is None
