@@ -207,6 +207,10 @@ def md(
     backend: Annotated[str, typer.Option(help="of the OpenMM force: auto, torch or python")] = "auto",
     friction: Annotated[float, typer.Option(help="1/fs, of the Langevin bath")] = 0.01,
     seed: Annotated[int, typer.Option(help="of velocities and random forces")] = 0,
+    on_alarm: Annotated[
+        str,
+        typer.Option(help="warn or stop, when temperature or energy jump or the training data is left behind"),
+    ] = "warn",
     log_every: Annotated[int, typer.Option(help="steps between rows of energies.csv")] = 10,
     frame_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: as trained]")] = None,
@@ -219,7 +223,10 @@ def md(
         typer.Option("--compile/--no-compile", help="run machine code [default: where there is a C++ compiler]"),
     ] = None,
 ) -> None:
-    """Run molecular dynamics; run again to go on after a kill, or with more steps."""
+    """Run molecular dynamics; run again to go on after a kill, or with more steps.
+
+    A broken bond or a number that is not finite stops a run. The frames that led to an alarm are kept, for labelling.
+    """
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.dynamics.replicas import run_replicas
     from ggnn_ff.dynamics.run import run_md
@@ -239,28 +246,31 @@ def md(
         backend=backend,
         friction=friction,
         seed=seed,
+        on_alarm=on_alarm,
         log_every=log_every,
         frame_every=frame_every,
     )
     loaded = load_potential(potential, device=device, dtype=dtype)
     if replicas is not None:
         results = run_replicas(loaded, find_structure(structure), output, settings, replicas, compile=compile_potential)
-        _tell_of_certification(potential, loaded.contract)
+        _tell_of_contract(potential, loaded.contract)
         stopped = [result for result in results if result.stopped is not None]
         for one in stopped:
             console.print(f"{one.folder.name}: {one.stopped}", soft_wrap=True, markup=False)
         console.print(f"{replicas} replicas in {output}, {len(stopped)} of them stopped", soft_wrap=True)
         sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
-    _tell_of_certification(potential, loaded.contract)
+    _tell_of_contract(potential, loaded.contract)
     console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
 
 
-def _tell_of_certification(potential: str, contract: "Contract") -> None:
+def _tell_of_contract(potential: str, contract: "Contract") -> None:
     if contract.certification is None:
         tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
     elif not contract.certification.passed:
         tell(f"{potential} failed its certification; `ggnn-ff info` shows where")
+    if contract.domain is None:
+        tell(f"{potential} does not describe its training data, so that runs cannot tell when they leave it")
 
 
 @app.command()
@@ -447,7 +457,7 @@ def _print_contract(potential: str | Path) -> None:
     table = Table(title=str(potential), show_header=False)
     table.add_column("field", overflow="fold")
     table.add_column("value", overflow="fold")
-    for field, value in contract.model_dump(exclude={"example"}).items():
+    for field, value in contract.model_dump(exclude={"example": True, "domain": {"surroundings"}}).items():
         if field == "certification" and contract.certification is not None:
             _add_certification(table, contract.certification)
         elif isinstance(value, dict) and field != "hyperparameters":

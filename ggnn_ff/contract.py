@@ -3,12 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.models import MODELS
@@ -89,6 +89,44 @@ class Certification(Part):
     figures: list[CertifiedFigure]
 
 
+class Surroundings(Part):
+    """What the surroundings of the atoms of one element look like in the training data, as `domain` describes them."""
+
+    mean: str = Field(description="F numbers: the mean of the descriptor")
+    whitening: list[str] = Field(description="row k has k + 1 numbers, of the lower triangle that whitens it")
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean (F,) and the lower triangle (F, F)."""
+        mean = np.array(self.mean.split(), dtype=np.float64)
+        triangle = np.zeros((len(mean), len(mean)))
+        triangle[np.tril_indices(len(mean))] = np.array(" ".join(self.whitening).split(), dtype=np.float64)
+        return mean, triangle
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if len(self.whitening) != len(self.mean.split()):
+            raise ValueError(f"`whitening` needs a row for each of {len(self.mean.split())} numbers of the mean")
+        if any(len(row.split()) != k + 1 for k, row in enumerate(self.whitening)):
+            raise ValueError("row k of `whitening` needs k + 1 numbers")
+        if not all(np.isfinite(array).all() for array in self.arrays()):
+            raise ValueError("`mean` and `whitening` must be finite")
+        return self
+
+
+class Domain(Part):
+    """Where the training data lies: outside of it, nothing is known of the errors. Made and used by `domain`."""
+
+    descriptor: str = Field(pattern="^gaussian-6-angular-2$", description="which functions of the positions")
+    cutoff: float = Field(gt=0.0, description="angstrom")
+    n_frames: int = Field(ge=1, description="of the training data, that ranges, means and covariances are from")
+    n_held_out: int = Field(ge=1, description="validation frames that the threshold is from")
+    distances: dict[str, tuple[float, float]] = Field(
+        description="angstrom; the shortest and the longest distance within the cutoff of each pair of elements seen"
+    )
+    surroundings: dict[str, Surroundings]
+    threshold: float = Field(gt=0.0, description="largest novelty in the held-out frames, times a margin")
+
+
 class Contract(Part):
     """Everything needed to use the potential, and to know whether one should."""
 
@@ -107,6 +145,7 @@ class Contract(Part):
     example: Example
     certificate: Certificate
     certification: Certification | None = None
+    domain: Domain | None = None
 
     @field_validator("format_version")
     @classmethod
@@ -137,14 +176,23 @@ class Contract(Part):
             raise ValueError(f"not chemical symbols: {unknown}")
         return elements
 
+    @field_validator("domain")
+    @classmethod
+    def _of_these_elements(cls, domain: Domain | None, info: ValidationInfo) -> Domain | None:
+        elements = info.data.get("elements", [])
+        if domain is not None and list(domain.surroundings) != elements:
+            raise ValueError(f"describes {list(domain.surroundings)}, not the elements {elements}")
+        return domain
+
     def to_json(self) -> str:
-        """As text; without a certification where there is none, as before there were any."""
-        return self.model_dump_json(indent=1, exclude={"certification"} if self.certification is None else None)
+        """As text; without the parts that were added later where it has none, as before there were any."""
+        later = {name for name in ("certification", "domain") if getattr(self, name) is None}
+        return self.model_dump_json(indent=1, exclude=later)
 
     @property
     def identity(self) -> str:
-        """SHA-256 of everything but the certification, which does not change what is computed."""
-        bare = self.model_copy(update={"certification": None})
+        """SHA-256 of everything but the certification and the domain, which do not change what is computed."""
+        bare = self.model_copy(update={"certification": None, "domain": None})
         return hashlib.sha256(bare.to_json().encode()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from ggnn_ff.contract import (
     Certificate,
     Certification,
     Contract,
+    Domain,
     Example,
     TestErrors,
     TrainingData,
@@ -100,6 +101,7 @@ def make_contract(
     level_of_theory: str,
     training_data: TrainingData,
     test_errors: TestErrors | None,
+    domain: Domain | None = None,
 ) -> Contract:
     """States what a trained potential is, and measures its certificate on `example`."""
     dtype = str(next(potential.readout.parameters()).dtype).removeprefix("torch.")
@@ -130,6 +132,7 @@ def make_contract(
             forces=answer.forces.tolist(),
         ),
         certificate=certificate,
+        domain=domain,
     )
 
 
@@ -213,37 +216,51 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
 
 
 def write_certification(name_or_path: str | Path, certification: Certification) -> list[Path]:
-    """Adds a certification to the contract of a potential on disk, in place of an older one.
+    """Adds a certification to the contract of a potential on disk, in place of an older one; else as `write_domain`."""
+    return _write_part(name_or_path, "certification", certification)
+
+
+def write_domain(name_or_path: str | Path, domain: Domain) -> list[Path]:
+    """Adds a description of the training data to the contract of a potential on disk, in place of an older one.
 
     Args:
         name_or_path: as for `load_potential`; a folder gets it in both forms that it may hold.
-        certification: what was found.
+        domain: from `describe_frames`, with the frames and the cutoff of its training.
 
     Returns:
         The files that were written.
 
     Raises:
-        InputError: no such potential.
+        InputError: no such potential, or a description of other elements.
         OSError: a file cannot be written; it is unchanged then.
     """
+    return _write_part(name_or_path, "domain", domain)
+
+
+def _write_part(name_or_path: str | Path, name: str, part: Certification | Domain) -> list[Path]:
     path = _find(name_or_path)
     folder = path.parent if str(name_or_path) in shipped_potentials() and path.is_file() else path
     written = []
     if folder.is_dir() and (folder / CONTRACT).is_file():
         contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
-        data = (contract.model_copy(update={"certification": certification}).to_json() + "\n").encode()
+        data = (_with(contract, name, part).to_json() + "\n").encode()
         write_atomically(folder / CONTRACT, partial(_write, data=data))
         written.append(folder / CONTRACT)
     script = folder / TORCHSCRIPT if folder.is_dir() else path
     if script.is_file():
         loaded = _load_torchscript(script)
-        text = loaded.contract.model_copy(update={"certification": certification}).to_json()
+        text = _with(loaded.contract, name, part).to_json()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit")
             data = loaded.module.save_to_buffer(_extra_files={CONTRACT: text})  # type: ignore[operator]
         write_atomically(script, partial(_write, data=data))
         written.append(script)
     return written
+
+
+def _with(contract: Contract, name: str, part: Certification | Domain) -> Contract:
+    """Another part in a contract, validated as when it is read."""
+    return parse_contract(contract.model_copy(update={name: part}).to_json(), f"the new `{name}`")
 
 
 @torch.inference_mode(False)

@@ -22,8 +22,10 @@ from spring_molecule import labelled_frames, write_frames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.splits import random_split
 from ggnn_ff.data.write import write_md17_npz
+from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
+from ggnn_ff.graph import from_atoms
 from ggnn_ff.training import batches, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
@@ -280,6 +282,18 @@ def test_contract_states_the_training_set(trained, data):
     assert contract.training_data.sha256 == read_frames(data).sha256
     assert contract.level_of_theory == "springs"
     assert contract.elements == ["H", "C", "O"]
+
+
+def test_contract_describes_the_training_frames(trained):
+    domain = load_potential(trained.output).contract.domain
+    split = load_split(trained.data)
+    assert (domain.n_frames, domain.n_held_out, domain.cutoff) == (N_TRAIN, N_VALID, 4.0)
+    shortest = min(split.train.atoms(k).get_distance(0, 1) for k in range(N_TRAIN))  # the only bond of C and C
+    assert domain.distances["C-C"][0] == pytest.approx(shortest, abs=1e-4)
+    inside = DomainCheck(domain, split.train.numbers[:9])
+    novelties = [inside.look(from_atoms(split.valid.atoms(k))).novelty.max() for k in range(N_VALID)]
+    assert domain.threshold == pytest.approx(NOVELTY_MARGIN * max(novelties), rel=1e-3)
+    assert (trained.output / "potential.json").stat().st_size < 100_000
 
 
 def test_learning_curve_has_each_validation(trained):

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
+from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
-from ggnn_ff.dynamics.run import COLLAPSED, NOT_FINITE, Watch
+from ggnn_ff.dynamics.run import make_guard
 from ggnn_ff.dynamics.run_files import CHECKPOINT_SECONDS, RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
@@ -76,9 +77,10 @@ def run_replicas(
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     try:
         for k, start in enumerate(starts):
-            files = RunFiles(folder / f"replica-{k:03d}", each[k], start, potential)
+            one = folder / f"replica-{k:03d}"
+            files = RunFiles(one, each[k], start, potential, make_guard(potential, start, one, each[k]))
             files.checkpoint_seconds = n_replicas * CHECKPOINT_SECONDS
-            runs.append(_Run(files, each[k], start, Replica(batch, k)))
+            runs.append(_Run(files, each[k], Replica(batch, k)))
         with Progress(TextColumn(f"{n_replicas} replicas"), *columns, disable=not progress) as bar:
             task = bar.add_task("", total=settings.steps)
             while going := [run for run in runs if run.stopped is None and run.step < settings.steps]:
@@ -104,7 +106,7 @@ def _advance(batch: "Batch", runs: list["_Run"]) -> None:
     except BrokenReplicasError as error:
         for run in runs:
             if run.replica.index in error.reasons:
-                run.stop(error.reasons[run.replica.index])
+                run.lose(error.reasons[run.replica.index])
         return  # nothing has moved; the others go on without it
     seconds = (time.perf_counter() - began) / (n_steps * len(runs))
     for run in runs:
@@ -249,31 +251,30 @@ class Replica:
 
 
 class _Run:
-    """The files and the watch of one replica."""
+    """The files and the guard of one replica."""
 
-    def __init__(self, files: RunFiles, settings: MDSettings, start: Atoms, replica: Replica) -> None:
-        self.files, self.settings, self.replica = files, settings, replica
+    def __init__(self, files: RunFiles, settings: MDSettings, replica: Replica) -> None:
+        self.files, self.guard, self.settings, self.replica = files, files.guard, settings, replica
         self.stopped: str | None = None
-        self.watch = Watch(start)
         self.step = files.resume(replica)
-        self.watch.last_good = first = self.watch.read(self.step, replica)
+        self.guard.last_good = first = self.guard.state(self.step, *replica.read())
         if self.step == 0:
-            files.log(0, first, settings)
+            self._stop(files.look(0, first, settings))
 
     def log(self, step: int, milliseconds: float) -> None:
         """Writes what is due after a step, and judges it."""
         self.step, self.files.milliseconds_per_step = step, milliseconds
-        state = self.watch.read(step, self.replica)
-        broken = self.watch.broken_bond(step, state)
-        self.files.log(step, state, self.settings, with_frame=broken is not None)
-        if broken is not None:
-            self.stop(broken)
-            return
-        self.watch.last_good = state
-        self.files.checkpoint(step, self.replica, force=step == self.settings.steps)
+        state = self.guard.state(step, *self.replica.read())
+        self._stop(self.files.look(step, state, self.settings))
+        if self.stopped is None:
+            self.files.checkpoint(step, self.replica, force=step == self.settings.steps)
 
-    def stop(self, reason: str) -> None:
-        """Ends the run here."""
-        self.stopped = reason.format(step=self.step)
-        self.files.write_last_good(self.watch.last_good)
-        self.files.status(self.step, f"{STOPPED}{self.stopped}")
+    def lose(self, reason: str) -> None:
+        """Ends the run here, since it cannot go on."""
+        self._stop(str(self.guard.lost(self.step, reason.format(step=self.step))))
+
+    def _stop(self, reason: str | None) -> None:
+        if reason is not None:
+            self.stopped = reason
+            self.guard.write_last_good()
+            self.files.status(self.step, f"{STOPPED}{reason}")

@@ -7,26 +7,19 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.calculators.singlepoint import SinglePointCalculator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
+from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE, Guard
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
-from ggnn_ff.dynamics.start import first_state
+from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.hosts.ase import GGNNCalculator
-
-NOT_FINITE = (
-    "positions, forces or energy are not finite by step {step}; the last good frame is in last_good.xyz. Use a shorter "
-    "time step, or train on more structures of this kind"
-)
-COLLAPSED = "the structure broke by step {step}: {reason}; the last good frame is in last_good.xyz"
 
 
 @dataclass(frozen=True)
@@ -61,24 +54,25 @@ def run_md(
         potential: from `load_potential`, or (host "ase") any ASE calculator.
         atoms: the first structure; with momenta where `settings.temperature` is None.
         folder: receives `energies.csv` (a row each `log_every` steps), `trajectory.xyz` (extxyz with momenta),
-            `run.json`, `checkpoint.npz`, and `last_good.xyz` if the run is stopped; a frame with a broken bond is then
-            the last of `trajectory.xyz`.
+            `run.json`, `checkpoint.npz`, `alarm-KIND.xyz` with the frames that led to an alarm (see `Guard`), and
+            `last_good.xyz` if the run is stopped; the frame of the alarm is then the last of `trajectory.xyz`.
         settings: how.
         progress: show a progress bar.
         compile: run the potential as machine code; by default where that is possible (see `fast_form`).
 
     Raises:
         InputError: a structure or setting that does not fit, or a folder with another run.
-        UnstableDynamics: a bond deviates by more than 0.5 angstrom from its first length, or a number is not finite.
+        UnstableDynamics: a bond deviates by more than 0.5 angstrom from its first length, a number is not finite, or
+            with `settings.on_alarm` "stop" any other alarm.
     """
     start = first_state(atoms, settings)
     if isinstance(potential, LoadedPotential):
         check_elements(potential.contract, start.numbers)
         potential = fast_form(potential, compile)
     engine = _make_engine(potential, start, settings)
-    files = RunFiles(folder, settings, start, potential)
+    guard = make_guard(potential, start, folder, settings)
+    files = RunFiles(folder, settings, start, potential, guard)
     step = files.resume(engine)
-    watch = Watch(start)
     durations = []
     bar = Progress(
         TextColumn(f"{settings.host} {settings.ensemble}"),
@@ -92,33 +86,29 @@ def run_md(
     try:
         with bar:
             task = bar.add_task("", total=settings.steps, completed=step)
-            watch.last_good = first = watch.read(step, engine)
+            guard.last_good = first = guard.state(step, *engine.read())
             if step == 0:
-                files.log(0, first, settings)
+                _look(files, step, first, settings)
             while step < settings.steps:
                 n_steps = min(settings.log_every - step % settings.log_every, settings.steps - step)
                 began = time.perf_counter()
                 try:
                     engine.step(n_steps)
                 except FloatingPointError as error:
-                    raise UnstableDynamics(NOT_FINITE.format(step=step + n_steps)) from error
+                    raise guard.lost(step + n_steps, NOT_FINITE.format(step=step + n_steps)) from error
                 except InputError as error:  # the structure can no longer be evaluated
-                    raise UnstableDynamics(COLLAPSED.format(step=step + n_steps, reason=error)) from error
+                    text = COLLAPSED.format(step=step + n_steps, reason=error)
+                    raise guard.lost(step + n_steps, text) from error
                 durations.append((time.perf_counter() - began) / n_steps)
                 step += n_steps
-                state = watch.read(step, engine)
-                broken = watch.broken_bond(step, state)
-                files.log(step, state, settings, with_frame=broken is not None)
-                if broken is not None:
-                    raise UnstableDynamics(broken)
-                watch.last_good = state
+                _look(files, step, guard.state(step, *engine.read()), settings)
                 files.checkpoint(step, engine)
                 rate = 1.0 / float(np.median(durations[-100:]))
                 ns_per_day = rate * settings.timestep * 86400e-6
                 bar.update(task, completed=step, description=f"{rate:.0f} steps/s, {ns_per_day:.2f} ns/day")
         files.checkpoint(step, engine, force=True)
     except UnstableDynamics as error:
-        files.write_last_good(watch.last_good)
+        guard.write_last_good()
         files.status(step, f"{STOPPED}{error}")
         raise
     finally:
@@ -127,6 +117,23 @@ def run_md(
         files.milliseconds_per_step = 1e3 * float(np.median(durations))
     files.status(step, COMPLETE)
     return MDResult(folder, files.milliseconds_per_step)
+
+
+def _look(files: RunFiles, step: int, state: Atoms, settings: MDSettings) -> None:
+    if (reason := files.look(step, state, settings)) is not None:
+        raise UnstableDynamics(reason)
+
+
+def make_guard(potential: LoadedPotential | Calculator, start: Atoms, folder: Path, settings: MDSettings) -> Guard:
+    """The guard of a run."""
+    return Guard(
+        start,
+        folder,
+        degrees_of_freedom(start, settings),
+        bath=None if settings.ensemble == "nve" else settings.temperature,
+        domain=potential.contract.domain if isinstance(potential, LoadedPotential) else None,
+        on_alarm=settings.on_alarm,
+    )
 
 
 def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Engine:
@@ -143,42 +150,3 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
     moving = start.copy()
     moving.calc = GGNNCalculator(potential, compile=False) if isinstance(potential, LoadedPotential) else potential
     return ASEEngine(moving, settings)
-
-
-class Watch:
-    """Reads and judges states; `last_good` is the last one that was in order."""
-
-    def __init__(self, start: Atoms) -> None:
-        self.last_good = start.copy()
-        self.bonds = bonds(start.numbers, start.positions, start.cell.array, start.pbc)
-        self.first_lengths = self._lengths(start.positions)
-
-    def _lengths(self, positions: np.ndarray) -> np.ndarray:
-        return bond_lengths(positions, self.bonds, self.last_good.cell.array, self.last_good.pbc)
-
-    def read(self, step: int, engine: Engine) -> Atoms:
-        """The state as Atoms with its potential energy.
-
-        Raises:
-            UnstableDynamics: a number is not finite.
-        """
-        positions, momenta, energy = engine.read()
-        if not (np.isfinite(positions).all() and np.isfinite(momenta).all() and np.isfinite(energy)):
-            raise UnstableDynamics(NOT_FINITE.format(step=step))
-        state = self.last_good.copy()
-        state.positions = positions
-        state.set_momenta(momenta, apply_constraint=False)
-        state.calc = SinglePointCalculator(state, energy=energy)
-        return state
-
-    def broken_bond(self, step: int, state: Atoms) -> str | None:
-        """What to say of the bond that deviates most, or None if all are in order."""
-        deviations = np.abs(self._lengths(state.positions) - self.first_lengths)
-        if not deviations.size or deviations.max() <= LONGEST_DEVIATION:
-            return None
-        bond = bond_name(state.numbers, self.bonds[int(deviations.argmax())])
-        return (
-            f"the bond {bond} deviates by {deviations.max():.2f} angstrom from its first length at step {step}, more "
-            f"than {LONGEST_DEVIATION}; the last good frame is in last_good.xyz. Use a lower temperature or time step, "
-            "or train on structures like it"
-        )

@@ -17,6 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.io.extxyz import write_extxyz
 
 from ggnn_ff.dynamics.engines import Engine
+from ggnn_ff.dynamics.guard import Guard
 from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
@@ -32,9 +33,9 @@ class RunFiles:
     """Energies, frames, checkpoint and record of one run."""
 
     def __init__(
-        self, folder: Path, settings: MDSettings, start: Atoms, potential: LoadedPotential | Calculator
+        self, folder: Path, settings: MDSettings, start: Atoms, potential: LoadedPotential | Calculator, guard: Guard
     ) -> None:
-        self.folder = folder
+        self.folder, self.guard = folder, guard
         self.energies_path, self.frames_path = folder / "energies.csv", folder / "trajectory.xyz"
         self.checkpoint_path = folder / "checkpoint.npz"
         source = identity = type(potential).__name__
@@ -90,6 +91,7 @@ class RunFiles:
                 state = {name: stored[name] for name in stored.files}
             step, energies, frames = state.pop("progress").tolist()
             engine.restore(state)
+            self.guard.restore(state)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{self.checkpoint_path} is damaged or of another program ({type(error).__name__}); delete the folder "
@@ -132,6 +134,15 @@ class RunFiles:
                 "folder, or delete it to start anew"
             )
 
+    def look(self, step: int, state: Atoms, settings: MDSettings) -> str | None:
+        """Lets the guard judge a state and writes what is due; why the run has to end here, or None."""
+        known = len(self.guard.alarms)
+        reason = self.guard.judge(step, state)
+        self.log(step, state, settings, with_frame=reason is not None)
+        if reason is None and len(self.guard.alarms) > known:
+            self.status(step, RUNNING)
+        return reason
+
     def log(self, step: int, state: Atoms, settings: MDSettings, with_frame: bool = False) -> None:
         """Writes what is due at this step; the frame also where it is not due, if `with_frame`."""
         potential, kinetic = state.get_potential_energy(), state.get_kinetic_energy()
@@ -156,7 +167,7 @@ class RunFiles:
                 file.flush()
                 os.fsync(file.fileno())
                 offsets.append(file.tell())
-        state = {**engine.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
+        state = {**engine.save(), **self.guard.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **state)
 
@@ -166,15 +177,14 @@ class RunFiles:
         write_atomically(self.checkpoint_path, write)
         self.last_checkpoint = time.monotonic()
 
-    def write_last_good(self, atoms: Atoms) -> None:
-        """Keeps the last frame that was in order."""
-        text = io.StringIO()
-        write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta"])
-        write_atomically(self.folder / "last_good.xyz", lambda path: _write(path, text.getvalue()))
-
     def status(self, step: int, status: str) -> None:
         """Records how far the run is."""
-        progress = {"steps_done": step, "status": status, "milliseconds_per_step": self.milliseconds_per_step}
+        progress = {
+            "steps_done": step,
+            "status": status,
+            "alarms": self.guard.record(),
+            "milliseconds_per_step": self.milliseconds_per_step,
+        }
         text = json.dumps({**self.record, **progress}, indent=1) + "\n"
         write_atomically(self.folder / "run.json", lambda path: _write(path, text))
 
@@ -192,6 +202,7 @@ def _essential(record: dict[str, Any]) -> dict[str, Any]:
     """What must not change when a run goes on."""
     settings = dict(record["settings"])
     settings.pop("steps")  # a run may be made longer
+    settings.pop("on_alarm", None)  # which does not change what is computed; older runs have none
     return {**settings, "start_sha256": record["start_sha256"], "potential_sha256": record["potential_sha256"]}
 
 

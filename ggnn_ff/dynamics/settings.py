@@ -24,6 +24,9 @@ class MDSettings(BaseModel):
     backend: Literal["auto", "torch", "python"] = Field(default="auto", description="of the OpenMM force")
     friction: float = Field(default=0.01, gt=0.0, description="1/fs, of the Langevin bath")
     seed: int = Field(default=0, ge=0)
+    on_alarm: Literal["warn", "stop"] = Field(
+        default="warn", description="of the guard; broken bonds and numbers that are not finite always stop a run"
+    )
     log_every: int = Field(default=10, ge=1, description="steps between rows of energies.csv")
     frame_every: int = Field(default=100, ge=1, description="steps between frames, a multiple of log_every")
 

@@ -18,6 +18,7 @@ from ggnn_ff.contract import TrainingData
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.reference_energies import least_squares_reference_energies
 from ggnn_ff.data.splits import Split
+from ggnn_ff.domain import describe_frames
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, make_contract, write_potential
 from ggnn_ff.forces import EnergyForces
@@ -92,6 +93,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
             sha256=split.train.sha256,
         ),
         test_errors=errors,
+        domain=describe_frames(split.train, split.valid, config.model.cutoff),
     )
     write_potential(config.output, potential, contract)
 
