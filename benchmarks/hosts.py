@@ -18,12 +18,13 @@ import numpy as np
 import openmm
 import torch
 from ase import units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff import GGNNCalculator, openmm_force
 from ggnn_ff.compiled import compile_potential
 from ggnn_ff.data.structures import find_structure
+from ggnn_ff.dynamics.settings import make_settings
+from ggnn_ff.dynamics.start import first_state
 from ggnn_ff.export import load_potential
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.hosts.openmm import make_topology
@@ -35,22 +36,20 @@ TIMESTEP, TEMPERATURE = 0.5, 300.0  # fs, K
 
 def bare(potential: str, structure: str) -> Callable[[int], None]:
     """Energy, forces and stress of one structure with a given neighbour list."""
-    module, atoms = compile_potential(load_potential(potential)).module, find_structure(structure)
-    graph = from_atoms(atoms)
-    edge_index, shifts = neighbor_list(graph, load_potential(potential).contract.cutoff)
+    compiled, graph = compile_potential(load_potential(potential)), from_atoms(find_structure(structure))
+    edge_index, shifts = neighbor_list(graph, compiled.contract.cutoff)
     tensors = (graph.positions, graph.numbers, graph.cell, edge_index, shifts, graph.batch)
 
     def step(n_steps: int) -> None:
         for _ in range(n_steps):
-            module(*tensors, 1)
+            compiled.module(*tensors, 1)
 
     return step
 
 
 def ase_steps(potential: str, structure: str) -> Callable[[int], None]:
-    atoms = find_structure(structure)
+    atoms = first_state(find_structure(structure), make_settings(temperature=TEMPERATURE))
     atoms.calc = GGNNCalculator(potential, compile=True)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE, rng=np.random.default_rng(0))
     return VelocityVerlet(atoms, TIMESTEP * units.fs).run
 
 

@@ -339,6 +339,15 @@ def certify(
     if (potential is None) == (calculator is None):
         raise InputError("`potential` or `calculator` must be given, one of the two")
     if protocol is not None:
+        for name, value, default in (
+            ("nve", nve, 20.0),
+            ("hot", hot, 100.0),
+            ("hot_temperature", hot_temperature, 500.0),
+        ):
+            if value != default:
+                raise InputError(
+                    f"`{name}` must be left out with `protocol`, which says how long and how hot, got {value}"
+                )
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
     if potential is not None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.data.readers import read_frames
-from ggnn_ff.dynamics.replicas import ReplicaResult, run_replicas
+from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.structure import bond_deviations, distance_distribution, distribution_error
+from ggnn_ff.stability.structure import distance_distribution, distribution_error
+from ggnn_ff.stability.topology import collapse_times
 from ggnn_ff.stability.trajectory import read_trajectory
 
 NAME = "md17-stability"
@@ -85,7 +85,11 @@ def md17_stability(
     )
     results = run_replicas(potential, atoms, folder, settings, seeds, progress=progress)
     expected = distance_distribution(reference.positions, reference.cell, reference.pbc)[1]
-    times, errors = zip(*(_judge(result, reference, expected, picoseconds) for result in results), strict=True)
+    runs = [read_trajectory(result.folder) for result in results]
+    collapse = collapse_times(runs, reference)
+    assert not isinstance(collapse, str)  # the runs have times
+    pairs = zip(runs, collapse.times_ps, strict=True)
+    errors = tuple(_distribution_error(run, stable_ps, expected) for run, stable_ps in pairs)
     recorded = [json.loads((one.folder / "run.json").read_text())["milliseconds_per_step"] for one in results]
     milliseconds = [one for one in recorded if one is not None]
     test_errors = potential.contract.test_errors
@@ -93,7 +97,7 @@ def md17_stability(
         name=name or potential.source,
         architecture=potential.contract.architecture,
         forces_mae=None if test_errors is None else test_errors.forces_mae_mev_per_angstrom,
-        stability_ps=times,
+        stability_ps=collapse.times_ps,
         stopped=tuple(result.stopped for result in results),
         distribution_errors=errors,
         steps_per_second=1000.0 / (float(np.mean(milliseconds)) * len(results)) if milliseconds else None,
@@ -115,24 +119,12 @@ def _reference(path: Path, atoms: Atoms) -> Trajectory:
     return Trajectory(str(path), atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
 
 
-def _judge(
-    result: ReplicaResult, reference: Trajectory, expected: np.ndarray, picoseconds: float
-) -> tuple[float, float]:
-    """Stability in ps, and the error of h(r) over the frames until then."""
-    run = read_trajectory(result.folder)
+def _distribution_error(run: Trajectory, stable_ps: float, expected: np.ndarray) -> float:
+    """Of h(r) over the frames of the time that the run was stable."""
     assert run.times_fs is not None  # run folders have them
-    bonds = bond_deviations(
-        run.numbers,
-        run.positions,
-        run.cell,
-        run.pbc,
-        threshold=LONGEST_DEVIATION,
-        reference=(reference.positions, reference.cell),
-    )
-    end = len(run) if bonds.first_frame is None else max(1, bonds.first_frame)
-    whole = result.stopped is None and bonds.first_frame is None
-    h = distance_distribution(run.positions[:end], run.cell[:end], run.pbc)[1]
-    return picoseconds if whole else float(run.times_fs[end - 1]) / 1000.0, distribution_error(h, expected)
+    kept = max(1, int(np.searchsorted(run.times_fs, 1000.0 * stable_ps)))
+    h = distance_distribution(run.positions[:kept], run.cell[:kept], run.pbc)[1]
+    return distribution_error(h, expected)
 
 
 def stability_table(rows: Sequence[StabilityRow]) -> str:

@@ -98,7 +98,7 @@ def test_protocol_of_the_benchmark_tells_whole_runs_from_broken_ones(tmp_path, t
     assert 0.0 < max(row.distribution_errors) < 2.0
     settings = json.loads((tmp_path / "runs" / "replica-001" / "run.json").read_text())["settings"]
     assert (settings["ensemble"], settings["temperature"], settings["timestep"]) == ("nose-hoover", 500.0, 0.5)
-    monkeypatch.setattr("ggnn_ff.md17_stability.LONGEST_DEVIATION", 0.05)  # angstrom; these bonds vibrate further
+    monkeypatch.setattr("ggnn_ff.stability.topology.LONGEST_DEVIATION", 0.05)  # angstrom; these bonds vibrate further
     assert max(md17_stability(loaded, atoms, *files, **run).stability_ps) < 0.2
     assert "| springs | painn | " in stability_table([row])
     with pytest.raises(InputError, match="`reference_data` must hold the atoms of `structure`"):
@@ -115,6 +115,7 @@ def test_what_cannot_be_certified_is_named(tmp_path):
     for arguments, problem in (
         (["--protocol", "md22"], "must be md17-stability"),
         (["--protocol", "md17-stability"], "`reference_data` must be given"),
+        (["--protocol", "md17-stability", "--hot", "50"], "`hot` must be left out"),
     ):
         given = ["certify", "ethanol-pbe", "--structure", "ethanol", "-o", str(tmp_path), *arguments]
         assert problem in str(CliRunner().invoke(cli.app, given).exception)

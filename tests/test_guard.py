@@ -407,18 +407,26 @@ def test_another_answer_to_alarms_is_refused(tmp_path):
 # In runs of the package
 
 
-class Shifting(Springs):
-    """Adds to the energy from the given call on."""
+class Changing(Springs):
+    """Changes its results from the given call on."""
 
-    def __init__(self, first):
+    def __init__(self, first, change):
         super().__init__()
-        self.first, self.calls = first, 0
+        self.first, self.change, self.calls = first, change, 0
 
     def calculate(self, *arguments, **keywords):
         super().calculate(*arguments, **keywords)
         self.calls += 1
         if self.calls >= self.first:
-            self.results["energy"] += 0.5
+            self.change(self.results)
+
+
+def shift(results):
+    results["energy"] += 0.5
+
+
+def spoil(results):
+    results["forces"] = np.full((9, 3), np.nan)
 
 
 def run(calculator, folder, **values):
@@ -438,7 +446,7 @@ def test_an_ordinary_run_raises_no_alarm(tmp_path, ensemble):
 
 
 def test_alarms_of_a_run_are_recorded(tmp_path, capsys):
-    run(Shifting(200), tmp_path)
+    run(Changing(200, shift), tmp_path)
     alarm = record(tmp_path)["alarms"]["energy"]
     assert (alarm["step"], alarm["looks"], alarm["saved"]) == (200, 1, "alarm-energy.xyz")
     assert record(tmp_path)["status"] == "complete"
@@ -450,7 +458,7 @@ def test_alarms_stop_a_run_on_request(tmp_path):
     with pytest.raises(
         UnstableDynamics, match=r"total energy has changed .* at step 200 .*alarm-energy\.xyz.*last_good"
     ):
-        run(Shifting(200), tmp_path, on_alarm="stop")
+        run(Changing(200, shift), tmp_path, on_alarm="stop")
     assert record(tmp_path)["status"].startswith("stopped: the total energy")
     assert record(tmp_path)["steps_done"] == 200
     assert ase.io.read(tmp_path / "last_good.xyz").info["step"] == 195
@@ -534,32 +542,18 @@ def test_guarded_dynamics_warn_in_ase(tmp_path, potential, capsys):
     assert not dynamics.observers
 
 
-class Spoiling(Springs):
-    """Answers NaN from the given call on."""
-
-    def __init__(self, first):
-        super().__init__()
-        self.first, self.calls = first, 0
-
-    def calculate(self, *arguments, **keywords):
-        super().calculate(*arguments, **keywords)
-        self.calls += 1
-        if self.calls >= self.first:
-            self.results["forces"] = np.full((9, 3), np.nan)
-
-
 @pytest.mark.parametrize("refuses", [False, True])
 def test_numbers_that_blow_up_end_guarded_dynamics(tmp_path, potential, refuses):
     """Whether the calculator refuses positions that are not finite, or not."""
 
-    class Refusing(Spoiling):
+    class Refusing(Changing):
         def calculate(self, *arguments, **keywords):
             if refuses:
                 from_atoms(arguments[0])
             super().calculate(*arguments, **keywords)
 
     atoms = moving()
-    atoms.calc = Refusing(100)
+    atoms.calc = Refusing(100, spoil)
     dynamics = verlet(atoms)
     with pytest.raises(UnstableDynamics, match="not finite by step"), guarded(dynamics, potential, tmp_path):
         dynamics.run(1000)

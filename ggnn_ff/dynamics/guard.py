@@ -150,16 +150,19 @@ class Guard:
     def judge(self, step: int, state: Atoms) -> str | None:
         """Looks at a state from `state`, and deals with the alarms; why the run has to end here, or None."""
         self.frames.append(state)
+        kinetic = state.get_kinetic_energy()
+        total = state.calc.results["energy"] + kinetic  # the calculator's own method compares structures first
+        temperature = 2.0 * kinetic / (max(self.degrees_of_freedom, 1) * KELVIN_TO_EV)
         found = {
             "bond": self._broken_bond(step, state),
-            "temperature": self._too_hot(step, state),
-            "energy": self._energy_jump(step, state),
+            "temperature": self._too_hot(step, temperature),
+            "energy": self._energy_jump(step, total),
         }
         if self.last_step is None or step // DOMAIN_EVERY > self.last_step // DOMAIN_EVERY:
             found |= self._outside(step, state)
         self.last_step = step
-        self.temperatures.append(self._temperature(state))
-        self.energies.append(state.get_potential_energy() + state.get_kinetic_energy())
+        self.temperatures.append(temperature)
+        self.energies.append(total)
         reasons = [self._alarm(kind, step, text) for kind, text in found.items() if text is not None]
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is None:
@@ -231,17 +234,14 @@ class Guard:
             "or train on structures like it"
         )
 
-    def _temperature(self, state: Atoms) -> float:
-        return 2.0 * state.get_kinetic_energy() / (max(self.degrees_of_freedom, 1) * KELVIN_TO_EV)
-
     def _usual_temperature(self) -> float | None:
         """K; None while there are too few looks to say."""
         if self.bath is not None:
             return self.bath
         return float(np.mean(self.temperatures)) if len(self.temperatures) == FRAMES_KEPT else None
 
-    def _too_hot(self, step: int, state: Atoms) -> str | None:
-        temperature, usual = self._temperature(state), self._usual_temperature()
+    def _too_hot(self, step: int, temperature: float) -> str | None:
+        usual = self._usual_temperature()
         if usual is None or usual <= 0.0 or temperature <= self.hottest * usual:
             return None
         whose = "of the bath" if self.bath is not None else f"of the last {FRAMES_KEPT} looks"
@@ -250,11 +250,11 @@ class Guard:
             f"{self.hottest * usual:.0f} K is no fluctuation"
         )
 
-    def _energy_jump(self, step: int, state: Atoms) -> str | None:
+    def _energy_jump(self, step: int, total: float) -> str | None:
         usual = self._usual_temperature()
         if usual is None or len(self.energies) <= FRAMES_KEPT:
             return None
-        change = state.get_potential_energy() + state.get_kinetic_energy() - self.energies[-1]
+        change = total - self.energies[-1]
         before = float(np.sqrt(np.mean(np.diff(self.energies) ** 2)))
         if abs(change) <= max(ENERGY_JUMP * before, KELVIN_TO_EV * usual, LEAST_ENERGY_JUMP):
             return None

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,6 +257,7 @@ class _Run:
     def __init__(self, files: RunFiles, settings: MDSettings, replica: Replica) -> None:
         self.files, self.guard, self.settings, self.replica = files, files.guard, settings, replica
         self.stopped: str | None = None
+        self.milliseconds: deque[float] = deque(maxlen=100)  # per step, of the last intervals
         self.step = files.resume(replica)
         self.guard.last_good = first = self.guard.state(self.step, *replica.read())
         if self.step == 0:
@@ -263,7 +265,9 @@ class _Run:
 
     def log(self, step: int, milliseconds: float) -> None:
         """Writes what is due after a step, and judges it."""
-        self.step, self.files.milliseconds_per_step = step, milliseconds
+        self.step = step
+        self.milliseconds.append(milliseconds)
+        self.files.milliseconds_per_step = float(np.median(self.milliseconds))
         state = self.guard.state(step, *self.replica.read())
         self._stop(self.files.look(step, state, self.settings))
         if self.stopped is None:

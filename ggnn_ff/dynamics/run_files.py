@@ -145,7 +145,7 @@ class RunFiles:
 
     def log(self, step: int, state: Atoms, settings: MDSettings, with_frame: bool = False) -> None:
         """Writes what is due at this step; the frame also where it is not due, if `with_frame`."""
-        potential, kinetic = state.get_potential_energy(), state.get_kinetic_energy()
+        potential, kinetic = state.calc.results["energy"], state.get_kinetic_energy()
         temperature = 2.0 * kinetic / (self.record["degrees_of_freedom"] * KELVIN_TO_EV)
         when = step * settings.timestep
         with _naming(self.energies_path):

@@ -23,7 +23,7 @@ SHIPPED_DRIFT_THRESHOLD: float = 0.01
 FLUCTUATION_THRESHOLD: float = 0.1
 """Of the total energy's fluctuation over that of the kinetic energy. Velocity Verlet with the time step h makes it
 (w h)^2 / 4 for a vibration of frequency w: 0.1 at h = T / 10, the rule of thumb for the largest time step (Leach,
-Molecular Modelling, 2nd edition, 2001, section 7.3). Where kinetic and potential energy are not of one motion, it is
+Molecular Modelling, 2nd edition, 2001, chapter 7). Where kinetic and potential energy are not of one motion, it is
 near 1 or above."""
 
 MOMENTUM_THRESHOLD: float = 1e-3
