@@ -41,6 +41,7 @@ from ggnn_ff.stability.symmetry import symmetry_verdicts
 from ggnn_ff.stability.topology import collapse_times, collapse_verdict
 from ggnn_ff.stability.trajectory import read_trajectory
 from ggnn_ff.stability.verdict import Verdict
+from ggnn_ff.stability.vibrations import frequency_verdicts, harmonic_frequencies
 from ggnn_ff.training.evaluation import evaluate_frames
 
 _MOST_LABELLED = 1000  # frames of reference data that are evaluated
@@ -147,6 +148,7 @@ def certify(
     folder: Path,
     protocol: Protocol,
     reference_data: Path | None = None,
+    reference: Calculator | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Certificate:
     """Runs the battery, or goes on with it; writes `certificate.json` and `certificate.html`.
@@ -157,6 +159,7 @@ def certify(
         folder: receives the runs as well; one subject, structure and protocol each.
         protocol: how much.
         reference_data: labelled frames for errors, or None.
+        reference: the method that labelled them, for harmonic frequencies, or None.
         say: is told what begins.
 
     Raises:
@@ -173,6 +176,10 @@ def certify(
     sections["gradient"] = [gradient_verdict(exact), loop_verdict(exact), *continuity_verdicts(exact)]
     if atoms.pbc.all():
         sections["gradient"].append(stress_verdict(exact))
+    if not atoms.pbc.any():
+        say("vibrations")
+        expected = None if reference is None else harmonic_frequencies(atoms, reference)
+        sections["vibrations"] = frequency_verdicts(harmonic_frequencies(atoms, subject.exact), expected)
     say(f"bath of {protocol.temperature:g} K")
     warm, stopped = _equilibrated(subject, atoms, folder / "equilibration", protocol)
     nve = None

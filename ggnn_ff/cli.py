@@ -319,6 +319,9 @@ def certify(
         str | None, typer.Option(help="instead of a potential: gfn2-xtb, or mace:FILE from people you trust")
     ] = None,
     reference_data: Annotated[Path | None, typer.Option(help="labelled frames for errors")] = None,
+    reference_calculator: Annotated[
+        str | None, typer.Option(help="what labelled the training data, for frequencies; named as for --calculator")
+    ] = None,
     nve: Annotated[float, typer.Option(help="ps at constant energy")] = 20.0,
     hot: Annotated[float, typer.Option(help="ps of each hot run")] = 100.0,
     hot_temperature: Annotated[float, typer.Option(help="K")] = 500.0,
@@ -329,7 +332,8 @@ def certify(
 ) -> None:
     """Put a potential through all checks and write the certificate into it; exit status 1 when one fails.
 
-    Symmetry, forces as a gradient, time steps, energy conservation and stability. Run again to go on after a kill.
+    Symmetry, forces as a gradient, vibrations of molecules, time steps, energy conservation and stability. Run again to
+    go on after a kill.
     """
     from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
     from ggnn_ff.certify import certify as run
@@ -348,6 +352,11 @@ def certify(
                 raise InputError(
                     f"`{name}` must be left out with `protocol`, which says how long and how hot, got {value}"
                 )
+        if reference_calculator is not None:
+            raise InputError(
+                f"`reference_calculator` must be left out with `protocol`, which has no vibrations, got "
+                f"{reference_calculator!r}"
+            )
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
     if potential is not None:
@@ -355,7 +364,8 @@ def certify(
     else:
         subject = calculator_subject(calculator or "")
     battery = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
-    found = run(subject, find_structure(structure), output, battery, reference_data, say=console.print)
+    reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
+    found = run(subject, find_structure(structure), output, battery, reference_data, reference, console.print)
     table = Table("check", "value", "threshold", "unit", "verdict")
     outcomes = {True: "[green]pass[/green]", False: "[bold red]FAIL[/bold red]", None: "-"}
     for title, verdicts in found.sections.items():

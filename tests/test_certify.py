@@ -6,6 +6,7 @@ import shutil
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import Curl, Indexed, Morse, cluster
 from typer.testing import CliRunner
@@ -34,12 +35,24 @@ def failed(certificate):
 def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_path):
     right = certify(subject(Morse), cluster(), tmp_path / "right", SHORT)
     assert right.passed, failed(right)
-    assert set(right.sections) == {"symmetry", "gradient", "integrator", "constant energy", "stability"}
+    sections = {"symmetry", "gradient", "vibrations", "integrator", "constant energy", "stability"}
+    assert set(right.sections) == sections
     curl = certify(subject(Curl), cluster(), tmp_path / "curl", SHORT)
     assert {"forces against energy differences", "work around closed loops"} <= failed(curl)
     assert not failed(curl) & {"rotation: energy", "time reversibility"}
     numbered = certify(subject(Indexed), cluster(), tmp_path / "numbered", SHORT)
     assert any(name.startswith("permutation") for name in failed(numbered))
+
+
+def test_frequencies_are_compared_with_those_of_the_method_that_made_the_labels(tmp_path):
+    def vibrations(reference):
+        found = certify(subject(Morse), cluster(), tmp_path, SHORT, reference=reference)
+        return {verdict.name: verdict.passed for verdict in found.sections["vibrations"]}
+
+    assert vibrations(None) == {"imaginary frequencies": True}
+    names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
+    assert vibrations(Morse()) == dict.fromkeys(names, True)
+    assert vibrations(LennardJones(sigma=2.3, epsilon=1.0)) == dict(zip(names, (True, False, False), strict=True))
 
 
 def test_certificate_is_written_and_a_second_call_goes_on(tmp_path):
@@ -116,6 +129,7 @@ def test_what_cannot_be_certified_is_named(tmp_path):
         (["--protocol", "md22"], "must be md17-stability"),
         (["--protocol", "md17-stability"], "`reference_data` must be given"),
         (["--protocol", "md17-stability", "--hot", "50"], "`hot` must be left out"),
+        (["--protocol", "md17-stability", "--reference-calculator", "gfn2-xtb"], "which has no vibrations"),
     ):
         given = ["certify", "ethanol-pbe", "--structure", "ethanol", "-o", str(tmp_path), *arguments]
         assert problem in str(CliRunner().invoke(cli.app, given).exception)

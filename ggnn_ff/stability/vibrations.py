@@ -109,14 +109,16 @@ def _internal_motions(atoms: Atoms) -> np.ndarray:
     return basis[:, int(np.sum(sizes > 1e-3 * sizes[0])) :]  # linear molecules have one rotation less
 
 
-def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencies) -> list[Verdict]:
+def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencies | None) -> list[Verdict]:
     """Imaginary frequencies, and deviations from those of a reference calculator, mode by mode in ascending order.
 
     Args:
         found: of the potential.
-        reference: of the reference method, from the same start.
+        reference: of the reference method, from the same start; None leaves the deviations out.
     """
-    names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
+    names: tuple[str, ...] = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
+    if reference is None:
+        names = names[:1]
     thresholds = (0.0, MEAN_DEVIATION, LARGEST_DEVIATION)
     reason = None
     if found.problem is not None:
@@ -126,13 +128,15 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
     if reason is not None:
         return [
             Verdict(name, None, "" if name == names[0] else "1/cm", threshold, None, reason)
-            for name, threshold in zip(names, thresholds, strict=True)
+            for name, threshold in zip(names, thresholds)  # noqa: B905
         ]
     imaginary = found.frequencies[found.frequencies < -LARGEST_NOISE]
     text = f"negative curvatures at what should be a minimum, from {LARGEST_NOISE:.0f}i 1/cm on"
     if len(imaginary):
         text += ": " + ", ".join(f"{-frequency:.0f}i" for frequency in imaginary) + " 1/cm"
     verdicts = [Verdict(names[0], float(len(imaginary)), "", thresholds[0], len(imaginary) == 0, text)]
+    if reference is None:
+        return verdicts
     if reference.problem is not None:
         reason = f"not measured: for the reference, {reference.problem}"
     elif len(reference.frequencies) != len(found.frequencies):

@@ -24,7 +24,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *outputs: Tensor) -> Any:
-        return None, None, *(outputs[0] * gradient for gradient in context.gradients)
+        return None, None, *torch._foreach_mul(context.gradients, outputs[0])
 
 
 class CompiledLoss:

@@ -9,9 +9,10 @@ from pathlib import Path
 import lightning
 import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ggnn_ff.contract import TrainingData
@@ -144,7 +145,7 @@ def make_trainer(config: TrainingConfig, keep: KeepCheckpoints, *, progress: boo
     budget = None if run.budget_minutes is None else timedelta(minutes=run.budget_minutes)
     callbacks: list[Callback] = [
         keep,
-        EMAWeightAveraging(use_buffers=False, decay=settings.ema_decay),
+        WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)),
         Timer(budget, verbose=False),
     ]
     if settings.early_stopping_patience is not None:

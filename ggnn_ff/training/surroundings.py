@@ -5,9 +5,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+_DETERMINISTIC: Any = torch.utils.deterministic  # a module that is an object, which type checkers do not look into
 _THREADS = "OMP_NUM_THREADS"  # where it is not set, Lightning chooses the threads of each of several processes
 _VARIABLES = (_THREADS, "CUBLAS_WORKSPACE_CONFIG")  # the latter is set by Lightning for deterministic results
 
@@ -18,6 +20,7 @@ def torch_state_kept(seed: int, threads: int | None) -> Iterator[None]:
     before_threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _DETERMINISTIC.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     variables = {name: os.environ.get(name) for name in _VARIABLES}
     try:
@@ -26,10 +29,13 @@ def torch_state_kept(seed: int, threads: int | None) -> Iterator[None]:
             if threads is not None:
                 torch.set_num_threads(threads)
                 os.environ[_THREADS] = str(threads)
+            # Lightning asks for deterministic results; torch then fills all new memory first, 5 % of a step.
+            _DETERMINISTIC.fill_uninitialized_memory = False
             yield
     finally:
         torch.set_num_threads(before_threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        _DETERMINISTIC.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = benchmark
         for name, value in variables.items():
             os.environ.pop(name, None)
