@@ -3,7 +3,7 @@
 import numpy as np
 from ase import units
 from ase.build import molecule
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
@@ -12,7 +12,7 @@ from ggnn_ff import GGNNCalculator
 atoms = molecule("CH3CH2OH")
 atoms.calc = GGNNCalculator("ethanol-pbe")
 BFGS(atoms, logfile=None).run(fmax=0.01)
-MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
 dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
 for _ in range(10):
     dynamics.run(20)

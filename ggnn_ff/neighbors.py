@@ -46,11 +46,45 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
                 f"`positions` must keep atoms apart, got atoms {i} and {j} at {float(lengths.min()):.4f} angstrom; "
                 "the structure is broken (two atoms on one place) or in the wrong unit of length"
             )
-        order = np.lexsort((*pair_shifts.numpy().T[::-1], *pairs.numpy().T[::-1]))  # one order for one set of edges
-        edges.append(pairs[order].t() + start)
-        shifts.append(pair_shifts[order])
+        pairs, pair_shifts = _in_order(pairs, pair_shifts)
+        edges.append(pairs.t() + start)
+        shifts.append(pair_shifts)
         start += n_atoms
     return torch.cat(edges, dim=1).to(torch.int64), torch.cat(shifts).to(torch.float64)
+
+
+def shortest_edges(structure: Structure, cutoff: float, n_edges: int) -> tuple[Tensor, Tensor]:
+    """The `n_edges` shortest edges of one structure, which may be longer than the cutoff.
+
+    Those within the cutoff are all among them if they are not more; the others add exactly nothing to an energy. So
+    structures with different numbers of neighbours get tensors of one size.
+
+    Args:
+        structure: one.
+        cutoff: angstrom.
+        n_edges: even, and for molecules at most the number of all pairs in both directions.
+
+    Returns:
+        As `neighbor_list`.
+    """
+    while (found := neighbor_list(structure, cutoff))[0].shape[1] < n_edges:
+        cutoff *= 1.1
+    (centres, neighbours), shifts = found
+    vectors = structure.positions[neighbours] - structure.positions[centres] + shifts @ structure.cell[0]
+    x, y, z = shifts.unbind(1)
+    forward = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))  # among the images of an atom
+    ahead = torch.nonzero((centres < neighbours) | ((centres == neighbours) & forward)).flatten()  # one of each two
+    lengths = torch.linalg.vector_norm(vectors[ahead], dim=1)
+    kept = ahead[torch.argsort(lengths, stable=True)[: n_edges // 2]]
+    pairs = torch.stack([centres[kept], neighbours[kept]], dim=1)
+    pairs, shifts = _in_order(torch.cat([pairs, pairs.flip(1)]), torch.cat([shifts[kept], -shifts[kept]]))
+    return pairs.t(), shifts
+
+
+def _in_order(pairs: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs (E, 2) and shifts (E, 3), sorted: one order for one set of edges."""
+    order = np.lexsort((*shifts.numpy().T[::-1], *pairs.numpy().T[::-1]))
+    return pairs[order], shifts[order]
 
 
 class SkinNeighborList:

@@ -11,7 +11,7 @@ from ase.neighborlist import primitive_neighbor_list
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure, edge_vectors, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list
+from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list, shortest_edges
 
 
 def box(atoms: Atoms, cell) -> Atoms:
@@ -193,3 +193,26 @@ def test_list_with_a_skin_tells_of_atoms_on_one_place():
     listed(from_atoms(Atoms("O2", positions=[[0, 0, 0], [0, 0, 0.2]])))
     with pytest.raises(InputError, match=r"atoms 0 and 1 at 0\.0200 angstrom"):
         listed(from_atoms(Atoms("O2", positions=[[0, 0, 0], [0, 0, 0.02]])))
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_shortest_edges_are_those_within_the_cutoff_and_the_next(periodic):
+    atoms = bulk("Cu", cubic=True) if periodic else molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    structure = from_atoms(atoms)
+    edge_index, shifts = neighbor_list(structure, 2.7)
+    n_edges = edge_index.shape[1] + 6
+    more, more_shifts = shortest_edges(structure, 2.7, n_edges)
+    assert more.shape == (2, n_edges)
+    described = [
+        {(*pair, *shift) for pair, shift in zip(pairs.t().tolist(), moved.tolist(), strict=True)}
+        for pairs, moved in ((edge_index, shifts), (more, more_shifts))
+    ]
+    assert described[0] < described[1]
+    assert described[1] == {(j, i, *(0.0 - s for s in shift)) for i, j, *shift in described[1]}
+    lengths = torch.linalg.vector_norm(edge_vectors(structure.positions, structure.cell, more, more_shifts, structure.batch), dim=1)
+    beyond = neighbor_list(structure, float(lengths.max()) - 1e-6)[0].shape[1]
+    assert beyond < n_edges
+    exactly, exact_shifts = shortest_edges(structure, 2.7, edge_index.shape[1])
+    assert torch.equal(exactly, edge_index)
+    assert torch.equal(exact_shifts, shifts)

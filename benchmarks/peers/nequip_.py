@@ -1,6 +1,6 @@
 # /// script
 # requires-python = "==3.11.*"
-# dependencies = ["nequip==0.19.1", "torch==2.9.1", "ase", "numpy"]
+# dependencies = ["nequip==0.19.1", "torch==2.9.1", "setuptools", "ase", "numpy"]
 # ///
 """NequIP of nequip, as nequip-compile makes it: features, layers and l_max as arguments, random weights, 5 angstrom."""
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.graph import Structure
-from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.neighbors import neighbor_list, shortest_edges
 
 
 class Batch(NamedTuple):
@@ -33,9 +33,13 @@ class Batch(NamedTuple):
 
 
 class GraphDataset(Dataset[int]):
-    """Frames with their edges. An item is an index; `collate` turns indices into a `Batch`."""
+    """Frames with their edges. An item is an index; `collate` turns indices into a `Batch`.
 
-    def __init__(self, frames: LabelledFrames, cutoff: float) -> None:
+    With `equal_edges`, frames that have fewer edges than another also get some that are longer than the cutoff, which
+    change nothing: a compiled graph holds for one shape.
+    """
+
+    def __init__(self, frames: LabelledFrames, cutoff: float, *, equal_edges: bool = False) -> None:
         self.positions = torch.from_numpy(frames.positions)
         self.numbers = torch.from_numpy(frames.numbers)
         self.forces = torch.from_numpy(frames.forces)
@@ -43,21 +47,25 @@ class GraphDataset(Dataset[int]):
         self.cell = torch.from_numpy(frames.cell)
         self.offsets = frames.offsets
         self.n_atoms = torch.from_numpy(frames.n_atoms)
-        edges, shifts = [], []
-        for s in range(len(frames)):
-            rows = frames.rows(s)
-            structure = Structure(
-                positions=self.positions[rows],
-                numbers=self.numbers[rows],
-                cell=self.cell[s : s + 1],
-                pbc=torch.from_numpy(frames.pbc[s : s + 1]),
-                batch=torch.zeros(int(frames.n_atoms[s]), dtype=torch.int64),
-                n_structures=1,
-            )
-            edge_index, edge_shifts = neighbor_list(structure, cutoff)
-            edges.append(edge_index)
-            shifts.append(edge_shifts)
-        self.edges, self.shifts = edges, shifts
+        structures = [self._structure(frames, s) for s in range(len(frames))]
+        listed = [neighbor_list(structure, cutoff) for structure in structures]
+        if equal_edges and len(set(frames.n_atoms)) == 1:
+            most = max(edges.shape[1] for edges, _ in listed)
+            for s, (edges, _) in enumerate(listed):
+                if edges.shape[1] < most:
+                    listed[s] = shortest_edges(structures[s], cutoff, most)
+        self.edges, self.shifts = [edges for edges, _ in listed], [shifts for _, shifts in listed]
+
+    def _structure(self, frames: LabelledFrames, s: int) -> Structure:
+        rows = frames.rows(s)
+        return Structure(
+            positions=self.positions[rows],
+            numbers=self.numbers[rows],
+            cell=self.cell[s : s + 1],
+            pbc=torch.from_numpy(frames.pbc[s : s + 1]),
+            batch=torch.zeros(int(frames.n_atoms[s]), dtype=torch.int64),
+            n_structures=1,
+        )
 
     def __len__(self) -> int:
         return len(self.edges)

@@ -39,6 +39,7 @@ class CompiledLoss:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.shape: tuple[int, ...] | None = None
+        self.with_angles = True  # whether the graph holds for one number of angles only
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -47,19 +48,22 @@ class CompiledLoss:
         Raises:
             InputError: a batch of another shape than the first; the graph holds for one shape.
         """
-        shape = _shape(batch)
         if self.compiled is None:
-            self.shape, self.compiled = shape, self._compile(batch)
+            self.compiled, self.with_angles = self._compile(batch)
+            self.shape = _shape(batch, self.with_angles)
+        shape = _shape(batch, self.with_angles)
         if shape != self.shape:
             raise InputError(
-                "`run.compile` needs batches of one shape, that is structures with equally many atoms, edges and "
-                f"angles, got {shape} after {self.shape} (atoms, edges, structures, angles); set `run.compile: false`"
+                "`run.compile` needs batches of one shape, that is structures with equally many atoms and, for "
+                "architectures with angles, equally many of these (as where a cutoff is larger than a molecule), got "
+                f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges); set `run.compile: false`"
             )
         with torch.no_grad():
             loss, *gradients = self.compiled([p.detach() for p in self.parameters], *_tensors(batch))
         return _WithGradient.apply(loss, tuple(gradients), *self.parameters)
 
-    def _compile(self, batch: Batch) -> Callable[..., Any]:
+    def _compile(self, batch: Batch) -> tuple[Callable[..., Any], bool]:
+        """The graph, and whether numbers were read from tensors to make it: how many angles there are."""
         n_structures, model = batch.n_structures, with_kernels(self.model)
 
         def loss_and_gradient(parameters: list[Tensor], *tensors: Tensor) -> list[Tensor]:
@@ -70,17 +74,18 @@ class CompiledLoss:
             return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
         leaves = [p.detach().clone().requires_grad_(True) for p in self.parameters]
-        # Numbers read from tensors, such as that of the triplets of edges, become constants: they belong to the shape.
         graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(leaves, *_tensors(batch))
+        reading = torch.ops.aten._local_scalar_dense.default  # what it gives is a constant of the graph
+        with_angles = any(node.target is reading for node in graph.graph.nodes)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        return torch.compile(graph, dynamic=False, fullgraph=True)
+        return torch.compile(graph, dynamic=False, fullgraph=True), with_angles
 
 
-def _shape(batch: Batch) -> tuple[int, ...]:
+def _shape(batch: Batch, with_angles: bool) -> tuple[int, ...]:
     """Numbers of atoms, edges, structures, and pairs of edges with one centre, of which the triplets are a part."""
-    n_pairs = int(torch.bincount(batch.edge_index[0]).square().sum())
-    return batch.positions.shape[0], batch.edge_index.shape[1], batch.n_structures, n_pairs
+    shape = batch.positions.shape[0], batch.edge_index.shape[1], batch.n_structures
+    return (*shape, int(torch.bincount(batch.edge_index[0]).square().sum())) if with_angles else shape
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:

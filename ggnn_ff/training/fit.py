@@ -202,7 +202,8 @@ def _check_batches(config: TrainingConfig, n_train: int, n_processes: int) -> No
 
 def train(trainer: lightning.Trainer, module: TrainingModule, config: TrainingConfig, split: Split, last: Path) -> None:
     """Runs Lightning, from the checkpoint `last` on if there is one."""
-    train_set, valid_set = (GraphDataset(f, config.model.cutoff) for f in (split.train, split.valid))
+    train_set = GraphDataset(split.train, config.model.cutoff, equal_edges=config.run.compile)
+    valid_set = GraphDataset(split.valid, config.model.cutoff)
     batches = SeededBatches(len(train_set), config.optimizer.batch_size, config.run.seed)
     train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
     valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
