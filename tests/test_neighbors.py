@@ -210,7 +210,8 @@ def test_shortest_edges_are_those_within_the_cutoff_and_the_next(periodic):
     ]
     assert described[0] < described[1]
     assert described[1] == {(j, i, *(0.0 - s for s in shift)) for i, j, *shift in described[1]}
-    lengths = torch.linalg.vector_norm(edge_vectors(structure.positions, structure.cell, more, more_shifts, structure.batch), dim=1)
+    vectors = edge_vectors(structure.positions, structure.cell, more, more_shifts, structure.batch)
+    lengths = torch.linalg.vector_norm(vectors, dim=1)
     beyond = neighbor_list(structure, float(lengths.max()) - 1e-6)[0].shape[1]
     assert beyond < n_edges
     exactly, exact_shifts = shortest_edges(structure, 2.7, edge_index.shape[1])

@@ -26,8 +26,8 @@ from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
 from ggnn_ff.graph import from_atoms
-from ggnn_ff.training import batches, checkpoints
 from ggnn_ff.models import MODELS
+from ggnn_ff.training import batches, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import TrainingConfig, make_config, read_config
