@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx
 import numpy as np
 from ase import Atoms
 
+from ggnn_ff.bonds import bonds
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.settings import make_settings
@@ -63,7 +65,7 @@ def md17_stability(
     Args:
         potential: on the CPU.
         atoms: first structure.
-        reference_data: labelled frames of these atoms, sampled at 500 K.
+        reference_data: labelled frames of this molecule, sampled at 500 K; its atoms may be numbered otherwise.
         folder: receives a run folder per seed.
         name: of the row; by default what the potential was loaded from.
         picoseconds: 300 in the paper.
@@ -71,7 +73,7 @@ def md17_stability(
         progress: show a progress bar.
 
     Raises:
-        InputError: frames of other atoms, or a folder with other runs.
+        InputError: frames of another molecule, or a folder with other runs.
     """
     reference = _reference(reference_data, atoms)
     settings = make_settings(
@@ -105,18 +107,32 @@ def md17_stability(
 
 
 def _reference(path: Path, atoms: Atoms) -> Trajectory:
-    """Labelled frames as a trajectory without times."""
+    """Labelled frames as a trajectory without times, with the atoms in the order of `atoms`."""
     frames = read_frames(path)
     all_atoms = [frames.atoms(k) for k in range(len(frames))]
+    order = _numbering(atoms, all_atoms[0])
     for k, one in enumerate(all_atoms):
-        if not np.array_equal(one.numbers, atoms.numbers):
+        if order is None or not np.array_equal(one.numbers, all_atoms[0].numbers):
             raise InputError(
-                f"`reference_data` must hold the atoms of `structure`, {atoms.get_chemical_formula()}, in that order, "
-                f"but frame {k} of {path} is {one.get_chemical_formula()}"
+                f"`reference_data` must hold the molecule of `structure`, {atoms.get_chemical_formula()} with the same "
+                f"bonds, but frame {k} of {path} is another, {one.get_chemical_formula()}; give a frame of it as "
+                "`structure`"
             )
-    positions = np.stack([one.positions for one in all_atoms])
+    positions = np.stack([one.positions[order] for one in all_atoms])
     cell = np.stack([one.cell.array for one in all_atoms])
     return Trajectory(str(path), atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
+
+
+def _numbering(atoms: Atoms, other: Atoms) -> np.ndarray | None:
+    """Which atom of `other` is each of `atoms`, by elements and bonds; None if they are not one molecule."""
+    graphs = []
+    for one in (atoms, other):
+        graph = networkx.Graph()
+        graph.add_nodes_from((k, {"element": int(number)}) for k, number in enumerate(one.numbers))
+        graph.add_edges_from(bonds(one.numbers, one.positions, one.cell.array, one.pbc).tolist())
+        graphs.append(graph)
+    found = networkx.vf2pp_isomorphism(*graphs, node_label="element")
+    return None if found is None else np.array([found[k] for k in range(len(atoms))])
 
 
 def _distribution_error(run: Trajectory, stable_ps: float, expected: np.ndarray) -> float:

@@ -114,7 +114,13 @@ def test_protocol_of_the_benchmark_tells_whole_runs_from_broken_ones(tmp_path, t
     monkeypatch.setattr("ggnn_ff.stability.topology.LONGEST_DEVIATION", 0.05)  # angstrom; these bonds vibrate further
     assert max(md17_stability(loaded, atoms, *files, **run).stability_ps) < 0.2
     assert "| springs | painn | " in stability_table([row])
-    with pytest.raises(InputError, match="`reference_data` must hold the atoms of `structure`"):
+    monkeypatch.undo()
+    otherwise = atoms[::-1]  # the same molecule with its atoms in another order
+    frame = otherwise.copy()
+    frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros_like(frame.positions))
+    ase.io.write(tmp_path / "otherwise.xyz", [frame, frame], format="extxyz")
+    assert md17_stability(loaded, atoms, tmp_path / "otherwise.xyz", files[1], **run) == row
+    with pytest.raises(InputError, match="`reference_data` must hold the molecule of `structure`"):
         md17_stability(loaded, atoms[:3], *files)
 
 
