@@ -1,4 +1,4 @@
-"""What every peer's script runs: constant-energy steps in ASE, timed when asked to.
+"""What every peer's script runs: constant-energy steps in ASE, or steps of a training, timed when asked to.
 
 A request is a line of JSON on stdin, {"system": file, "seconds": limit}; the answer is a line of JSON on stdout.
 Between requests the process waits, so that several peers take turns on one machine.
@@ -26,15 +26,40 @@ ELEMENTS = ["H", "C", "N", "O"]
 
 def serve(make_calculator: Callable[[Atoms], Calculator], versions: dict[str, str]) -> None:
     """Answers requests until stdin ends; `make_calculator` gets the structure that it is for."""
+    answer_requests(
+        lambda request: timed(make_calculator, ase.io.read(request["system"]), request["seconds"]), versions
+    )
+
+
+def serve_training(make_step: Callable[[str], Callable[[], None]], versions: dict[str, str]) -> None:
+    """The same for steps of a training; `make_step` gets the file with the labelled frames."""
+    steps: dict[str, Callable[[], None]] = {}
+
+    def answer(request: dict) -> dict:
+        if request["system"] not in steps:
+            steps[request["system"]] = make_step(request["system"])
+            for _ in range(WARM_UP):
+                steps[request["system"]]()
+        durations: list[float] = []
+        while len(durations) < 2 or sum(durations) < request["seconds"]:
+            began = time.perf_counter()
+            steps[request["system"]]()
+            durations.append(time.perf_counter() - began)
+        return {"milliseconds": 1e3 * float(np.median(durations)), "steps": len(durations)}
+
+    answer_requests(answer, versions)
+
+
+def answer_requests(answer: Callable[[dict], dict], versions: dict[str, str]) -> None:
+    """A line of JSON for each line of JSON."""
     answers = os.fdopen(os.dup(1), "w")  # libraries print to stdout as they like
     with contextlib.redirect_stdout(sys.stderr):
         for line in sys.stdin:
-            request = json.loads(line)
             try:
-                answer = timed(make_calculator, ase.io.read(request["system"]), request["seconds"])
+                found = answer(json.loads(line))
             except Exception as error:  # of a peer's own making; the others go on
-                answer = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-            print(json.dumps({**answer, **versions}), file=answers, flush=True)
+                found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+            print(json.dumps({**found, **versions}), file=answers, flush=True)
 
 
 _KEPT: dict[str, Calculator] = {}
