@@ -497,7 +497,7 @@ def test_a_replica_that_leaves_the_training_data_stops_alone(tmp_path, potential
 
 def test_good_dynamics_of_a_shipped_potential_are_inside_its_training_data(tmp_path):
     labelled = read_frames(shared_data("rmd17_ethanol", "train.xyz")).select(np.arange(0, 1000, 10))
-    loaded = load_potential("ethanol-pbe")
+    loaded = load_potential("ethanol-pbe-fast")
     described = describe_frames(labelled.select(np.arange(80)), labelled.select(np.arange(80, 100)), 5.0)
     loaded = replace(loaded, contract=loaded.contract.model_copy(update={"domain": described}))
     atoms = labelled.atoms(0)

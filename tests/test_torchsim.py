@@ -18,7 +18,7 @@ from ggnn_ff.hosts.torchsim import GGNNModel  # noqa: E402 (needs torch-sim)
 
 @pytest.fixture(scope="module")
 def potential():
-    return load_potential("ethanol-pbe", dtype="float64")
+    return load_potential("ethanol-pbe-fast", dtype="float64")
 
 
 def rattled(seed, periodic=False):
