@@ -23,7 +23,7 @@ from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.errors import InputError, UnstableDynamics
-from ggnn_ff.export import LoadedPotential
+from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.files import write_atomically
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
@@ -78,9 +78,10 @@ class Subject:
     used: LoadedPotential | Calculator
 
 
-def potential_subject(loaded: LoadedPotential, in_float64: LoadedPotential) -> Subject:
-    """A potential, and the same in float64."""
-    return Subject(loaded.source, GGNNCalculator(in_float64, compile=False), loaded)
+def potential_subject(name_or_path: str | Path) -> Subject:
+    """A potential, under the name that it is given by; takes and raises what `load_potential` does."""
+    in_float64 = load_potential(name_or_path, dtype="float64")
+    return Subject(str(name_or_path), GGNNCalculator(in_float64, compile=False), load_potential(name_or_path))
 
 
 def calculator_subject(name: str) -> Subject:

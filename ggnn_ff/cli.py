@@ -338,31 +338,20 @@ def certify(
     from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
     from ggnn_ff.certify import certify as run
     from ggnn_ff.data.structures import find_structure
-    from ggnn_ff.export import load_potential, write_certification
+    from ggnn_ff.export import write_certification
 
     if (potential is None) == (calculator is None):
         raise InputError("`potential` or `calculator` must be given, one of the two")
     if protocol is not None:
-        for name, value, default in (
-            ("nve", nve, 20.0),
-            ("hot", hot, 100.0),
-            ("hot_temperature", hot_temperature, 500.0),
-        ):
+        given = {"nve": (nve, 20.0), "hot": (hot, 100.0), "hot_temperature": (hot_temperature, 500.0)}
+        for name, (value, default) in {**given, "reference_calculator": (reference_calculator, None)}.items():
             if value != default:
                 raise InputError(
-                    f"`{name}` must be left out with `protocol`, which says how long and how hot, got {value}"
+                    f"`{name}` must be left out with `protocol`, which says what is run and for how long, got {value}"
                 )
-        if reference_calculator is not None:
-            raise InputError(
-                f"`reference_calculator` must be left out with `protocol`, which has no vibrations, got "
-                f"{reference_calculator!r}"
-            )
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
-    if potential is not None:
-        subject = potential_subject(load_potential(potential), load_potential(potential, dtype="float64"))
-    else:
-        subject = calculator_subject(calculator or "")
+    subject = potential_subject(potential) if potential is not None else calculator_subject(calculator or "")
     battery = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
     reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
     found = run(subject, find_structure(structure), output, battery, reference_data, reference, console.print)

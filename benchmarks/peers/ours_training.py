@@ -48,7 +48,8 @@ def make_step(path: str) -> Callable[[], None]:
 
     def step() -> None:
         wanted.release()
-        done.acquire()
+        if not done.acquire(timeout=900):  # seconds; longer than compilation
+            raise RuntimeError("the training has ended, see its messages")
 
     return step
 

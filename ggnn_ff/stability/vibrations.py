@@ -116,10 +116,9 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
         found: of the potential.
         reference: of the reference method, from the same start; None leaves the deviations out.
     """
-    names: tuple[str, ...] = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
-    if reference is None:
-        names = names[:1]
-    thresholds = (0.0, MEAN_DEVIATION, LARGEST_DEVIATION)
+    asked = 1 if reference is None else 3
+    names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")[:asked]
+    thresholds = (0.0, MEAN_DEVIATION, LARGEST_DEVIATION)[:asked]
     reason = None
     if found.problem is not None:
         reason = f"not measured: {found.problem}"
@@ -128,7 +127,7 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
     if reason is not None:
         return [
             Verdict(name, None, "" if name == names[0] else "1/cm", threshold, None, reason)
-            for name, threshold in zip(names, thresholds)  # noqa: B905
+            for name, threshold in zip(names, thresholds, strict=True)
         ]
     imaginary = found.frequencies[found.frequencies < -LARGEST_NOISE]
     text = f"negative curvatures at what should be a minimum, from {LARGEST_NOISE:.0f}i 1/cm on"
