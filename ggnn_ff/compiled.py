@@ -239,7 +239,9 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
     n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
     sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})
-    options = {"cpp.threads": threads}
+    options: dict[str, Any] = {"cpp.threads": threads}
+    if any(node.target is torch.ops.aten.repeat_interleave.Tensor for node in graph.graph.nodes):  # triplets
+        options["realize_opcount_threshold"] = 8  # else what each edge sends is computed anew for each triplet
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler's own making
         program = torch.export.export(graph, arguments, dynamic_shapes=sizes)

@@ -31,6 +31,14 @@ class TrainingData(Part):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the training file")
 
 
+class StartedFrom(Part):
+    """The potential whose weights the training began with."""
+
+    identity: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its contract, as `Contract.identity`")
+    level_of_theory: str = Field(min_length=1)
+    training_data: TrainingData
+
+
 class TestErrors(Part):
     """Errors on frames that were used neither for training nor for validation."""
 
@@ -146,6 +154,7 @@ class Contract(Part):
     certificate: Certificate
     certification: Certification | None = None
     domain: Domain | None = None
+    started_from: StartedFrom | None = None
 
     @field_validator("format_version")
     @classmethod
@@ -186,7 +195,7 @@ class Contract(Part):
 
     def to_json(self) -> str:
         """As text; without the parts that were added later where it has none, as before there were any."""
-        later = {name for name in ("certification", "domain") if getattr(self, name) is None}
+        later = {name for name in ("certification", "domain", "started_from") if getattr(self, name) is None}
         return self.model_dump_json(indent=1, exclude=later)
 
     @property

@@ -22,6 +22,7 @@ from ggnn_ff.contract import (
     Contract,
     Domain,
     Example,
+    StartedFrom,
     TestErrors,
     TrainingData,
     parse_contract,
@@ -102,6 +103,7 @@ def make_contract(
     training_data: TrainingData,
     test_errors: TestErrors | None,
     domain: Domain | None = None,
+    started_from: StartedFrom | None = None,
 ) -> Contract:
     """States what a trained potential is, and measures its certificate on `example`."""
     dtype = str(next(potential.readout.parameters()).dtype).removeprefix("torch.")
@@ -133,6 +135,7 @@ def make_contract(
         ),
         certificate=certificate,
         domain=domain,
+        started_from=started_from,
     )
 
 

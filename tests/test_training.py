@@ -19,12 +19,14 @@ from killed import fit_killed_at_checkpoint, fit_killed_before_export, fit_kille
 from safetensors.torch import load_file
 from spring_molecule import labelled_frames, write_frames
 
+from ggnn_ff.contract import parse_contract
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.splits import random_split
 from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import load_potential
+from ggnn_ff.export import export_torchscript, load_potential
+from ggnn_ff.forces import EnergyForces
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, checkpoints
@@ -283,6 +285,78 @@ def test_contract_states_the_training_set(trained, data):
     assert contract.training_data.sha256 == read_frames(data).sha256
     assert contract.level_of_theory == "springs"
     assert contract.elements == ["H", "C", "O"]
+
+
+def starting_from(trained, output, **keys):
+    """One more epoch, from the weights of a trained potential on."""
+    config = small(trained.data.train, output, epochs=1, learning_rate=1e-5)
+    return config.model_copy(update={"model": config.model.model_copy(update={"start_from": trained.output, **keys})})
+
+
+@pytest.mark.parametrize("form", ["durable", "torchscript"])
+def test_training_may_start_from_another_potential(trained, tmp_path, form):
+    config = starting_from(trained, tmp_path / "run")
+    start = load_potential(trained.output)
+    if form == "torchscript":
+        export_torchscript(trained.output, tmp_path / "start.pt")
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"start_from": tmp_path / "start.pt"})}
+        )
+    frames = load_split(config.data).train
+    frames = replace(frames, energy=frames.energy + 7.0)  # another level of theory, with another constant
+    potential = build_potential(config, frames)[0]
+    before, here = start.module.potential.state_dict(), potential.state_dict()
+    assert all(torch.equal(before[name], here[name]) for name in here if name != "shift")
+    told = evaluate_frames(EnergyForces(potential).eval(), frames, 4.0)
+    assert float((told.energy - told.reference_energy).mean()) == pytest.approx(0.0, abs=1e-4)
+    errors, expected = load_potential(train(config)).contract.test_errors, start.contract.test_errors
+    assert errors.forces_mae_mev_per_angstrom == pytest.approx(expected.forces_mae_mev_per_angstrom, rel=0.02)
+
+
+def test_contract_states_what_the_training_started_from(trained, tmp_path):
+    contract = load_potential(train(starting_from(trained, tmp_path / "run"))).contract
+    start = load_potential(trained.output).contract
+    assert start.started_from is None
+    assert contract.started_from.identity == start.identity
+    assert contract.started_from.training_data == start.training_data
+    assert contract.started_from.level_of_theory == start.level_of_theory
+    assert parse_contract(contract.to_json(), "copy") == contract
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "schnet", "hyperparameters": {}}, r"`model\.name` is schnet, there painn"),
+        ({"cutoff": 5.0}, r"`model\.cutoff` is 5\.0, there 4\.0"),
+        ({"hyperparameters": {"n_features": 16, "n_layers": 2, "n_radial": 8}}, r"n_layers` is 2, there 1"),
+        ({"start_from": Path("absent")}, r"got 'absent'"),
+    ],
+)
+def test_a_start_of_another_kind_is_refused(trained, tmp_path, keys, message):
+    with pytest.raises(InputError, match=message):
+        train(starting_from(trained, tmp_path / "run", **keys))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_start_is_another_run(trained, tmp_path):
+    train(starting_from(trained, tmp_path / "run"))
+    other = train(small(trained.data.train, tmp_path / "other", epochs=1))
+    with pytest.raises(InputError, match=r"start_from"):
+        train(starting_from(trained, tmp_path / "run", start_from=other))
+    shutil.copytree(trained.output, tmp_path / "start")
+    train(starting_from(trained, tmp_path / "again", start_from=tmp_path / "start"))
+    shutil.rmtree(tmp_path / "start")
+    shutil.copytree(other, tmp_path / "start")
+    with pytest.raises(InputError, match=r"start_from"):
+        train(starting_from(trained, tmp_path / "again", start_from=tmp_path / "start"))
+
+
+def test_start_is_relative_to_the_configuration_or_ships(tmp_path):
+    (tmp_path / "start").mkdir()
+    for name, expected in (("start", tmp_path / "start"), ("ethanol-pbe", Path("ethanol-pbe"))):
+        content = {"output": "run", "data": {"train": "data.npz", "n_valid": 1}, "model": {"start_from": name}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+        assert read_config(tmp_path / "config.yaml").model.start_from == expected
 
 
 def test_contract_describes_the_training_frames(trained):

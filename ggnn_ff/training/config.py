@@ -52,6 +52,11 @@ class ModelConfig(Section):
     preset: Literal["small", "default", "large"] = "default"
     cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
     hyperparameters: dict[str, int | float | str | bool] = {}
+    start_from: Path | None = Field(
+        default=None,
+        description="a trained potential of the same architecture, cutoff and elements whose weights training begins "
+        "with, such as one of many frames of a cheap method; a folder, a file or the name of one that ships",
+    )
 
     @model_validator(mode="after")
     def _hyperparameters_belong_to_the_architecture(self) -> "ModelConfig":
@@ -66,6 +71,12 @@ class ModelConfig(Section):
         """The hyper-parameters of the architecture."""
         kind, presets = architecture(self.name).hyperparameters, architecture(self.name).presets
         return kind(**{**presets[self.preset].model_dump(), **self.hyperparameters})
+
+    def resolve(self, folder: Path) -> "ModelConfig":
+        """The same with `start_from` taken relative to `folder`, if there is such a file."""
+        if self.start_from is None or not (folder / self.start_from).exists():
+            return self
+        return self.model_copy(update={"start_from": folder / self.start_from})
 
 
 class LossConfig(Section):
@@ -156,7 +167,8 @@ def read_config(path: Path) -> TrainingConfig:
     if not isinstance(content, dict):
         raise InputError(f"`config` must hold keys such as output, data and model, got {path} with {content!r}")
     config = make_config(content)
-    return config.model_copy(update={"data": config.data.resolve(path.parent)})
+    parts = {"data": config.data.resolve(path.parent), "model": config.model.resolve(path.parent)}
+    return config.model_copy(update=parts)
 
 
 def make_config(content: dict[str, Any]) -> TrainingConfig:

@@ -32,6 +32,7 @@ from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.folder import check_folder, claim_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
+from ggnn_ff.training.start import copy_weights, load_start, started_from
 from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
 
 
@@ -95,6 +96,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
         ),
         test_errors=errors,
         domain=describe_frames(split.train, split.valid, config.model.cutoff),
+        started_from=started_from(load_start(config.model, split.train.elements)),
     )
     write_potential(config.output, potential, contract)
 
@@ -115,7 +117,8 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
 
     The scale of an element is the RMS of the force components on its atoms, in eV for a length of 1 angstrom. Its shift
     is its reference energy (isolated atoms, or least squares), and with isolated atoms in addition the mean binding
-    energy of an atom, so that what a model has to learn is small.
+    energy of an atom, so that what a model has to learn is small. With `config.model.start_from` the weights and the
+    scale are those of that potential, and the shift is what makes it fit these energies best.
     """
     hyperparameters = config.model.chosen()
     potential = Potential(
@@ -127,6 +130,11 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
     reference = load_reference_energies(config.data, frames)
     for number, energy in reference.items():
         potential.shift[number] = energy
+    start = load_start(config.model, frames.elements)
+    if start is not None:
+        copy_weights(start, potential)
+        _refit_shift(potential, frames)
+        return potential.train(), forces_rms
     binding = float(frames.energy.sum() - potential.shift.numpy()[frames.numbers].sum())
     potential.shift[list(reference)] += binding / len(frames.numbers)
     for number in np.unique(frames.numbers):

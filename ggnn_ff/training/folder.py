@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ggnn_ff.errors import InputError
+from ggnn_ff.export import load_potential
 from ggnn_ff.files import write_together
 from ggnn_ff.training.config import DataConfig, TrainingConfig
 from ggnn_ff.training.data_files import hash_files
@@ -30,6 +31,8 @@ def check_folder(config: TrainingConfig) -> dict[Path, bytes]:
     """
     folder = config.output
     settings, hashes = config.model_dump(mode="json"), hash_files(config.data)
+    if config.model.start_from is not None:
+        hashes["model.start_from"] = load_potential(config.model.start_from).contract.identity
     if (folder / CONFIG).exists():
         _check_same_settings(_read(folder / CONFIG), settings, folder)
     if (folder / DATA).exists():
@@ -82,7 +85,8 @@ def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Pa
 def _check_same_data(before: dict[str, Any], now: dict[str, str], config: TrainingConfig) -> None:
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
-        files = ", ".join(f"`{name}` {getattr(config.data, name.removeprefix('data.'))}" for name in changed)
+        paths = _flat(config.model_dump())
+        files = ", ".join(f"`{name}` {paths[name]}" for name in changed)
         raise InputError(
             f"{files} changed since the run in `output` {config.output} began (SHA-256 in {config.output / DATA}); "
             "restore what it was, choose another folder, or delete it"
