@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import networkx
 import numpy as np
 from ase import Atoms
 
-from ggnn_ff.bonds import bonds
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.settings import make_settings
@@ -17,7 +15,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.structure import distance_distribution, distribution_error
-from ggnn_ff.stability.topology import collapse_times
+from ggnn_ff.stability.topology import collapse_times, same_atoms
 from ggnn_ff.stability.trajectory import read_trajectory
 
 NAME = "md17-stability"
@@ -110,7 +108,7 @@ def _reference(path: Path, atoms: Atoms) -> Trajectory:
     """Labelled frames as a trajectory without times, with the atoms in the order of `atoms`."""
     frames = read_frames(path)
     all_atoms = [frames.atoms(k) for k in range(len(frames))]
-    order = _numbering(atoms, all_atoms[0])
+    order = same_atoms(atoms, all_atoms[0])
     for k, one in enumerate(all_atoms):
         if order is None or not np.array_equal(one.numbers, all_atoms[0].numbers):
             raise InputError(
@@ -121,18 +119,6 @@ def _reference(path: Path, atoms: Atoms) -> Trajectory:
     positions = np.stack([one.positions[order] for one in all_atoms])
     cell = np.stack([one.cell.array for one in all_atoms])
     return Trajectory(str(path), atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
-
-
-def _numbering(atoms: Atoms, other: Atoms) -> np.ndarray | None:
-    """Which atom of `other` is each of `atoms`, by elements and bonds; None if they are not one molecule."""
-    graphs = []
-    for one in (atoms, other):
-        graph = networkx.Graph()
-        graph.add_nodes_from((k, {"element": int(number)}) for k, number in enumerate(one.numbers))
-        graph.add_edges_from(bonds(one.numbers, one.positions, one.cell.array, one.pbc).tolist())
-        graphs.append(graph)
-    found = networkx.vf2pp_isomorphism(*graphs, node_label="element")
-    return None if found is None else np.array([found[k] for k in range(len(atoms))])
 
 
 def _distribution_error(run: Trajectory, stable_ps: float, expected: np.ndarray) -> float:

@@ -259,6 +259,17 @@ def test_broken_bond_fails_and_is_named(frames, tmp_path):
     assert found["length_angstrom"] - found["reference_angstrom"] > 0.5
 
 
+def test_atoms_of_a_reference_may_be_numbered_otherwise(frames, run, tmp_path):
+    plain = check_trajectory(run, reference=write_run(tmp_path / "reference", frames[200:]))
+    moved = [Atoms([frame[k] for k in (1, 0, 2)], info=frame.info) for frame in frames[200:]]
+    for before, frame in zip(frames[200:], moved, strict=True):
+        frame.calc = SinglePointCalculator(frame, energy=before.get_potential_energy())
+    other = check_trajectory(run, reference=write_run(tmp_path / "moved", moved))
+    assert verdict(other, "largest bond deviation").value < 0.5
+    for name in ("largest bond deviation", "distance distribution error"):
+        assert verdict(other, name).value == pytest.approx(verdict(plain, name).value, rel=1e-6)
+
+
 def test_reference_gives_lengths_and_distribution(frames, run, tmp_path):
     reference = write_run(tmp_path / "reference", frames[200:])
     same = check_trajectory(run, reference=run)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
+from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from conftest import shared_data
 from spring_molecule import Springs, ethanol, labelled_frames, set_temperature, springs
@@ -540,6 +541,23 @@ def test_guarded_dynamics_warn_in_ase(tmp_path, potential, capsys):
     assert (tmp_path / "alarm-energy.xyz").exists()
     assert not (tmp_path / "last_good.xyz").exists()
     assert not dynamics.observers
+
+
+@pytest.mark.parametrize(("bath", "alarms"), [(None, {"temperature"}), (300.0, set())])
+def test_a_structure_that_a_bath_warms_up_is_not_too_hot(tmp_path, potential, bath, alarms):
+    atoms = moving(3.0)
+    bath_settings = {"friction": 0.1 / units.fs, "fixcm": False}
+    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=3.0, rng=np.random.default_rng(0), **bath_settings)
+    with guarded(dynamics, potential, tmp_path, temperature=bath) as guard:
+        dynamics.run(250)
+        dynamics.set_temperature(temperature_K=300.0)
+        dynamics.run(250)
+    assert guard.alarms.keys() & {"temperature"} == alarms
+    with (
+        pytest.raises(InputError, match=r"`temperature` must be .* got -1"),
+        guarded(dynamics, potential, tmp_path, temperature=-1.0),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("refuses", [False, True])

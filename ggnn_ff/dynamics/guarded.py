@@ -25,7 +25,12 @@ _NEAR = 1.0  # angstrom, enough to see atoms on one place
 
 @contextmanager
 def guarded(
-    dynamics: Any, potential: str | Path | LoadedPotential, folder: str | Path, *, on_alarm: str = "warn"
+    dynamics: Any,
+    potential: str | Path | LoadedPotential,
+    folder: str | Path,
+    *,
+    temperature: float | None = None,
+    on_alarm: str = "warn",
 ) -> Iterator[Guard]:
     """Watches what `dynamics` does within the block.
 
@@ -40,17 +45,21 @@ def guarded(
         dynamics: an ASE `MolecularDynamics` or an `openmm.app.Simulation` with positions.
         potential: name of a shipped potential, path, or an object from `load_potential`; for its training data.
         folder: receives the frames that led to alarms, and the last good one.
+        temperature: of the bath, K, if there is one: a structure that a bath warms up is hot compared with itself.
         on_alarm: "warn" or "stop"; broken bonds and numbers that are not finite always stop.
 
     Raises:
-        InputError: another kind of dynamics, or atoms that the potential does not know.
+        InputError: another kind of dynamics, a temperature that is not positive, or atoms that the potential does not
+            know.
         UnstableDynamics: out of the run, where it has to stop.
     """
+    if temperature is not None and not 0.0 < temperature < np.inf:
+        raise InputError(f"`temperature` must be that of the bath, above 0 K, got {temperature}; without a bath None")
     loaded = potential if isinstance(potential, LoadedPotential) else load_potential(potential)
     if isinstance(dynamics, MolecularDynamics):
-        watched: _Watched = _InASE(dynamics, loaded.contract, Path(folder), on_alarm)
+        watched: _Watched = _InASE(dynamics, loaded.contract, Path(folder), temperature, on_alarm)
     elif type(dynamics).__module__.startswith("openmm."):
-        watched = _InOpenMM(dynamics, loaded.contract, Path(folder), on_alarm)
+        watched = _InOpenMM(dynamics, loaded.contract, Path(folder), temperature, on_alarm)
     else:
         raise InputError(
             "`dynamics` must be an ASE MolecularDynamics or an openmm.app.Simulation, got "
@@ -109,13 +118,16 @@ class _Watched:
 class _InASE(_Watched):
     """An observer of ASE's dynamics."""
 
-    def __init__(self, dynamics: MolecularDynamics, contract: Contract, folder: Path, on_alarm: str) -> None:
+    def __init__(
+        self, dynamics: MolecularDynamics, contract: Contract, folder: Path, bath: float | None, on_alarm: str
+    ) -> None:
         self.dynamics, self.atoms = dynamics, dynamics.atoms
         check_elements(contract, self.atoms.numbers)
         self.guard = Guard(
             _bare(self.atoms),
             folder,
             self.atoms.get_number_of_degrees_of_freedom(),
+            bath=bath,
             domain=contract.domain,
             on_alarm=on_alarm,
         )
@@ -150,7 +162,7 @@ def _bare(atoms: Atoms) -> Atoms:
 class _InOpenMM(_Watched):
     """A reporter of OpenMM's application layer."""
 
-    def __init__(self, simulation: Any, contract: Contract, folder: Path, on_alarm: str) -> None:
+    def __init__(self, simulation: Any, contract: Contract, folder: Path, bath: float | None, on_alarm: str) -> None:
         from openmm import unit
 
         self.simulation, self.unit = simulation, unit
@@ -172,7 +184,7 @@ class _InOpenMM(_Watched):
         freedom = 3 * int(np.count_nonzero(masses)) - system.getNumConstraints()
         self.masses = start.get_masses()[:, None]
         start.set_momenta(self.momenta(state))
-        self.guard = Guard(start, folder, freedom, domain=contract.domain, on_alarm=on_alarm)
+        self.guard = Guard(start, folder, freedom, bath=bath, domain=contract.domain, on_alarm=on_alarm)
 
     def attach(self) -> None:
         self.simulation.reporters.append(self)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.dynamics.layout import ENSEMBLES
@@ -19,7 +20,7 @@ from ggnn_ff.stability.structure import (
     distance_distribution,
     distribution_error,
 )
-from ggnn_ff.stability.topology import topology_verdicts
+from ggnn_ff.stability.topology import same_atoms, topology_verdicts
 from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.verdicts import (
@@ -140,7 +141,7 @@ def check(
     Args:
         trajectory: frames, and energies and momenta where there are any.
         reference: gives the mean bond lengths and h(r) to compare with; without it the first frame gives the
-            bond lengths.
+            bond lengths. Its atoms may be numbered otherwise; they are told by elements and bonds.
         ensemble: one of `ENSEMBLES`, for trajectories that do not say. If neither says, the conservation
             laws are judged as for NVE.
         drift_threshold: meV/atom/ps, largest drift that passes.
@@ -151,11 +152,8 @@ def check(
     """
     if not 0 < drift_threshold < np.inf:
         raise InputError(f"`drift_threshold` must be positive, in meV/atom/ps, got {drift_threshold}")
-    if reference is not None and not np.array_equal(reference.numbers, trajectory.numbers):
-        raise InputError(
-            f"`reference` must have the same atoms in the same order as {trajectory.source}, but "
-            f"{reference.source} has others; give a trajectory of the same system"
-        )
+    if reference is not None:
+        reference = _renumbered(reference, trajectory)
     trajectory = replace(trajectory, ensemble=_ensemble(trajectory, ensemble))
     bonds = bond_deviations(
         trajectory.numbers,
@@ -188,6 +186,30 @@ def check(
         error = distribution_error(distribution, expected)
         verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
     return Report(trajectory, tuple(verdicts), bonds, distances, distribution, expected)
+
+
+def _renumbered(reference: Trajectory, trajectory: Trajectory) -> Trajectory:
+    """The reference with its atoms in the order of the trajectory."""
+    first, other = (
+        Atoms(one.numbers, one.positions[0], cell=one.cell[0], pbc=one.pbc) for one in (trajectory, reference)
+    )
+    order = same_atoms(first, other)
+    if order is None:
+        if np.array_equal(reference.numbers, trajectory.numbers):  # one of them has broken or formed a bond
+            return reference
+        raise InputError(
+            f"`reference` must have the same atoms as {trajectory.source}, but {reference.source} has others; give a "
+            "trajectory of the same system"
+        )
+    if np.array_equal(order, np.arange(len(order))):
+        return reference
+    return replace(
+        reference,
+        numbers=reference.numbers[order],
+        masses=reference.masses[order],
+        positions=reference.positions[:, order],
+        momenta=None if reference.momenta is None else reference.momenta[:, order],
+    )
 
 
 def _against_reference(trajectory: Trajectory, reference: Trajectory) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import networkx
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
@@ -263,3 +264,21 @@ def collapse_verdict(result: CollapseTimes | str) -> Verdict:
         "(arXiv 2210.07237); passes when none did"
     )
     return Verdict(name, result.mean_ps, "ps", None, not any(result.collapsed), text, result.error_ps)
+
+
+def same_atoms(atoms: Atoms, other: Atoms) -> np.ndarray | None:
+    """Which atom of `other` is each of `atoms`, by elements and bonds, (N,); None if they are not the same molecules.
+
+    The same number where that fits; any of the atoms that bonds do not tell apart, such as a methyl group's hydrogens.
+    """
+    found = [bonds(one.numbers, one.positions, one.cell.array, one.pbc) for one in (atoms, other)]
+    if np.array_equal(atoms.numbers, other.numbers) and np.array_equal(found[0], found[1]):
+        return np.arange(len(atoms))
+    graphs = []
+    for one, pairs in zip((atoms, other), found, strict=True):
+        graph = networkx.Graph()
+        graph.add_nodes_from((k, {"element": int(number)}) for k, number in enumerate(one.numbers))
+        graph.add_edges_from(pairs.tolist())
+        graphs.append(graph)
+    match = networkx.vf2pp_isomorphism(*graphs, node_label="element")
+    return None if match is None else np.array([match[k] for k in range(len(atoms))])
