@@ -9,6 +9,7 @@ import pytest
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import Curl, Indexed, Morse, cluster
+from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
 
 from ggnn_ff import cli
@@ -65,6 +66,24 @@ def test_certificate_is_written_and_a_second_call_goes_on(tmp_path):
     again = certify(subject(Morse), cluster(), tmp_path, SHORT)
     assert (tmp_path / "nve" / "energies.csv").read_bytes() == before
     assert again.sections == first.sections
+
+
+PLOTS = """<script>addEventListener("load", () => {
+  const plots = [...document.querySelectorAll("figure svg")].map((plot) => plot.getBoundingClientRect().width);
+  const loaded = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length;
+  document.body.dataset.found = JSON.stringify({ plots, loaded });
+});</script></body>"""
+
+
+@needs_browser
+def test_certificate_opens_in_a_browser_without_loading_anything(tmp_path):
+    certify(subject(Morse), cluster(), tmp_path, SHORT)
+    page = (tmp_path / "certificate.html").read_text()
+    dom = browse(page.replace("</body>", PLOTS), tmp_path, "--dump-dom")
+    found = json.loads(next(a["data-found"] for a in Page(dom).named("body")).replace("&quot;", '"'))
+    assert len(found["plots"]) >= 2
+    assert min(found["plots"]) > 100
+    assert found["loaded"] == 0
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
