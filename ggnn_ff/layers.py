@@ -47,28 +47,6 @@ def dense(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def with_self_edges(
-    edge_index: Tensor, edge_lengths: Tensor, angular: Tensor, n_atoms: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adds an edge of length zero, without direction, from each atom to itself: in attention it is its own neighbour.
-
-    Args:
-        edge_index: (2, E).
-        edge_lengths: (E,).
-        angular: (E, M), directions or spherical harmonics.
-        n_atoms: N.
-
-    Returns:
-        All three with E + N edges.
-    """
-    atoms = torch.arange(n_atoms, device=edge_index.device)
-    return (
-        torch.cat([edge_index, torch.stack([atoms, atoms])], dim=1),
-        torch.cat([edge_lengths, edge_lengths.new_zeros([n_atoms])]),
-        torch.cat([angular, angular.new_zeros([n_atoms, angular.shape[1]])]),
-    )
-
-
 def mlp_readout(n_features: int) -> nn.Sequential:
     """(N, F) -> (N, 1) through one hidden layer of half the width, as in SchNet, PaiNN and TorchMD-NET."""
     return nn.Sequential(nn.Linear(n_features, n_features // 2), nn.SiLU(), nn.Linear(n_features // 2, 1))

@@ -1,13 +1,14 @@
 """The Equivariant Transformer of TorchMD-NET, arXiv 2202.02541."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import ElementEmbedding, dense, with_self_edges
+from ggnn_ff.layers import ElementEmbedding, dense
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -53,6 +54,14 @@ class NeighbourEmbedding(nn.Module):
         return self.combine(torch.cat([atoms, surroundings], dim=-1))
 
 
+class Geometry(NamedTuple):
+    """What a layer sees of E edges; or of one, E = 1, that stands for many."""
+
+    radial: Tensor  # (E, B)
+    envelope: Tensor  # (E, 1)
+    directions: Tensor  # (E, 3)
+
+
 class EquivariantAttention(nn.Module):
     """Modified attention mechanism and update layer; equation 9 splits the values in three."""
 
@@ -71,22 +80,42 @@ class EquivariantAttention(nn.Module):
         self.activation = nn.SiLU()
 
     def forward(
-        self, scalars: Tensor, vectors: Tensor, radial: Tensor, envelope: Tensor, directions: Tensor, edge_index: Tensor
+        self, scalars: Tensor, vectors: Tensor, edge_index: Tensor, edges: Geometry, itself: Geometry
     ) -> tuple[Tensor, Tensor]:
-        """Scalars (N, F) and vectors (N, 3, F) after attention; radial (E, B), envelope (E, 1), directions (E, 3)."""
+        """Scalars (N, F) and vectors (N, 3, F) after attention; `itself` is the one edge from any atom to itself."""
         centre, neighbour = edge_index[0], edge_index[1]
         normed = self.norm(scalars)
-        products = self.query(normed)[centre] * self.key(normed)[neighbour] * self.activation(self.distance_key(radial))
-        attention = self.activation(products.unflatten(1, [self.n_heads, -1]).sum(dim=2))  # (E, heads)
-        values = self.value(normed)[neighbour] * self.activation(self.distance_value(radial)) * envelope
-        ds, dv_vector, dv_direction = values.split(self.n_features, dim=1)  # (E, F) each
-        ds = (ds.unflatten(1, [self.n_heads, -1]) * attention.unsqueeze(2)).flatten(1)
-        dv = vectors[neighbour] * dv_vector.unsqueeze(1) + directions.unsqueeze(2) * dv_direction.unsqueeze(1)
-        heard = torch.zeros_like(scalars).index_add(0, centre, ds)
+        query, key, value = self.query(normed), self.key(normed), self.value(normed)
+        own_ds, own_dv = self.attend(query, key, value, vectors, itself)
+        ds, dv = self.attend(query[centre], key[neighbour], value[neighbour], vectors[neighbour], edges)
+        heard = own_ds.index_add(0, centre, ds)
         a_vv, a_sv, a_ss = self.output(heard).split(self.n_features, dim=1)  # (N, F) each
         u1, u2, u3 = self.mix(vectors).split(self.n_features, dim=2)  # (N, 3, F) each
         scalars = scalars + a_ss + a_sv * (u1 * u2).sum(dim=1)
-        return scalars, (vectors + a_vv.unsqueeze(1) * u3).index_add(0, centre, dv)
+        return scalars, (vectors + own_dv + a_vv.unsqueeze(1) * u3).index_add(0, centre, dv)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, vectors: Tensor, edges: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """What atoms hear over E edges.
+
+        Args:
+            query: of who hears, (E, F).
+            key: of who is heard, (E, F).
+            value: of who is heard, (E, 3 F).
+            vectors: of who is heard, (E, 3, F).
+            edges: between them.
+
+        Returns:
+            Scalars (E, F) and vectors (E, 3, F).
+        """
+        products = query * key * self.activation(self.distance_key(edges.radial))
+        attention = self.activation(products.unflatten(1, [self.n_heads, -1]).sum(dim=2))  # (E, heads)
+        values = value * self.activation(self.distance_value(edges.radial)) * edges.envelope
+        ds, dv_vector, dv_direction = values.split(self.n_features, dim=1)  # (E, F) each
+        ds = (ds.unflatten(1, [self.n_heads, -1]) * attention.unsqueeze(2)).flatten(1)
+        dv = vectors * dv_vector.unsqueeze(1) + edges.directions.unsqueeze(2) * dv_direction.unsqueeze(1)
+        return ds, dv
 
 
 class GatedEquivariantBlock(nn.Module):
@@ -125,11 +154,14 @@ class EquivariantTransformer(nn.Module):
     functions scale with the cutoff; at 5 angstrom they are those of the paper.
     """
 
+    nowhere: Tensor  # the vector from an atom to itself
+
     def __init__(
         self, hyperparameters: EquivariantTransformerHyperparameters, cutoff: float, elements: Sequence[str]
     ) -> None:
         super().__init__()
         n_features, n_radial = hyperparameters.n_features, hyperparameters.n_radial
+        self.register_buffer("nowhere", torch.zeros(1, 3, dtype=torch.float64), persistent=False)
         self.basis = ExpNormalBasis(n_radial, cutoff)
         self.envelope = PolynomialEnvelope(cutoff, exponent=3)
         self.embedding = NeighbourEmbedding(elements, n_features, n_radial)
@@ -146,20 +178,16 @@ class EquivariantTransformer(nn.Module):
         edge_vectors = graph.edge_vectors.to(self.lengths.weight.dtype)
         edge_lengths = torch.linalg.vector_norm(edge_vectors, dim=-1)  # (E,)
         directions = edge_vectors / edge_lengths.unsqueeze(-1)  # (E, 3)
-        radial, envelope = self.radial(edge_lengths)
-        scalars = self.embedding(graph.numbers, radial, envelope, graph.edge_index)  # (N, F)
+        nowhere = self.nowhere.to(directions.dtype)
+        edges, itself = self.geometry(edge_lengths, directions), self.geometry(nowhere[:, 0], nowhere)
+        scalars = self.embedding(graph.numbers, edges.radial, edges.envelope, graph.edge_index)  # (N, F)
         vectors = scalars.new_zeros((scalars.shape[0], 3, scalars.shape[1]))
-
-        edge_index, edge_lengths, directions = with_self_edges(
-            graph.edge_index, edge_lengths, directions, scalars.shape[0]
-        )
-        radial, envelope = self.radial(edge_lengths)
         for layer in self.layers:
-            scalars, vectors = layer(scalars, vectors, radial, envelope, directions, edge_index)
+            scalars, vectors = layer(scalars, vectors, graph.edge_index, edges, itself)
         scalars, vectors = self.gated(self.norm(scalars), vectors)
         return torch.cat([scalars, safe_norm(self.lengths(vectors))], dim=1)
 
-    def radial(self, edge_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(E,) -> radial functions that end at the cutoff (E, B) and the envelope (E, 1)."""
+    def geometry(self, edge_lengths: Tensor, directions: Tensor) -> Geometry:
+        """(E,), (E, 3) -> radial functions that end at the cutoff, the envelope, and directions."""
         envelope = self.envelope(edge_lengths).unsqueeze(1)
-        return self.basis(edge_lengths) * envelope, envelope
+        return Geometry(self.basis(edge_lengths) * envelope, envelope, directions)

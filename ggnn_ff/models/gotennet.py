@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
 from ggnn_ff.irreps import SphericalHarmonics
-from ggnn_ff.layers import ElementEmbedding, dense, with_self_edges
+from ggnn_ff.layers import ElementEmbedding, dense
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -55,6 +55,28 @@ def weighted_softmax(scores: Tensor, weights: Tensor, centre: Tensor, n_atoms: i
     exponentials = weights * torch.exp(scores - largest[centre])  # the same function whatever is subtracted
     sums = exponentials.new_zeros([n_atoms, scores.shape[1]]).index_add(0, centre, exponentials)
     return exponentials / sums[centre]
+
+
+def with_self_edges(
+    edge_index: Tensor, edge_lengths: Tensor, harmonics: Tensor, n_atoms: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds an edge of length zero, without direction, from each atom to itself: in attention it is its own neighbour.
+
+    Args:
+        edge_index: (2, E).
+        edge_lengths: (E,).
+        harmonics: (E, M).
+        n_atoms: N.
+
+    Returns:
+        All three with E + N edges.
+    """
+    atoms = torch.arange(n_atoms, device=edge_index.device)
+    return (
+        torch.cat([edge_index, torch.stack([atoms, atoms])], dim=1),
+        torch.cat([edge_lengths, edge_lengths.new_zeros([n_atoms])]),
+        torch.cat([harmonics, harmonics.new_zeros([n_atoms, harmonics.shape[1]])]),
+    )
 
 
 def per_component(features: Tensor, n_features: int) -> Tensor:
