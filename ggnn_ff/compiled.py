@@ -23,11 +23,12 @@ from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, without_weights
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
-from ggnn_ff.kernels import tables, with_kernels
+from ggnn_ff.kernels import sums, tables, with_kernels
+from ggnn_ff.kernels.sums import with_ordered_sums
 from ggnn_ff.neighbors import neighbor_list
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
-REVISION = 2  # of the way packages are made; those of another are made anew
+REVISION = 3  # of the way packages are made; those of another are made anew
 
 
 class AtomicEnergies(nn.Module):
@@ -182,6 +183,8 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
     with_kernels(eager.potential)  # a package calls operators by name
     if _has_tables(loaded):
         tables.register()
+    if _has_ordered_sums(loaded, threads):
+        sums.register()
     if path.exists():
         try:
             package = torch._inductor.aoti_load_package(str(path))
@@ -225,6 +228,11 @@ def _has_tables(loaded: LoadedPotential) -> bool:
     return loaded.dtype == "float32" and loaded.device.type == "cpu"
 
 
+def _has_ordered_sums(loaded: LoadedPotential, threads: int) -> bool:
+    """Whether sums over edges are left to an operator: a single thread adds in order anyway."""
+    return threads > 1 and loaded.device.type == "cpu"
+
+
 def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path) -> None:
     """Traces energy and gradient as one graph of any size, compiles it, and writes the package to `path`."""
     atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
@@ -236,6 +244,8 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
         energies = tables.tabulated(energies, (numbers, edge_index, vectors), loaded.contract.cutoff)
     graph = make_fx(Core(energies), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     _fold_constants(graph)
+    if _has_ordered_sums(loaded, threads):
+        with_ordered_sums(graph)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
     n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
     sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})

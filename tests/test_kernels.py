@@ -4,12 +4,13 @@ import pytest
 import torch
 from ase.build import molecule
 from model_checks import ethanol
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import AtomicEnergies
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.irreps import TensorProductConvolution
-from ggnn_ff.kernels import with_kernels
+from ggnn_ff.kernels import sums, with_kernels
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
 from ggnn_ff.kernels.tables import tabulated
@@ -165,3 +166,47 @@ def test_potential_that_needs_no_splines_is_handed_back():
     numbers, edge_index = torch.tensor([1, 1]), torch.tensor([[0, 1], [1, 0]])
     vectors = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float64)
     assert tabulated(plain, (numbers, edge_index, vectors), 5.0) is plain
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("shape", [(), (3,), (40,), (3, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_are_those_of_torch_and_the_same_each_time(ordered, shape, dtype):
+    sums.register()
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 50, (5000,), generator=generator)
+    index = index.sort().values if ordered else index
+    rows, source = torch.randn(60, *shape, dtype=dtype), torch.randn(5000, *shape, dtype=dtype)
+    expected = rows.double().index_add(0, index, source.double(), alpha=-0.5)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        found = [torch.ops.ggnn_ff_sums.add(rows, index, source, -0.5) for _ in range(5)]
+        torch.set_num_threads(1)
+        found.append(torch.ops.ggnn_ff_sums.add(rows, index, source, -0.5))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0].double(), expected, rtol=0, atol=1e-4 if dtype is torch.float32 else 1e-12)
+    assert all(torch.equal(one, found[0]) for one in found)
+    for wrong in (-1, 60):
+        index[-1 if wrong > 0 else 0] = wrong
+        with pytest.raises(RuntimeError, match="out of range"):
+            torch.ops.ggnn_ff_sums.add(rows, index, source, 1.0)
+        index[-1 if wrong > 0 else 0] = 0 if wrong < 0 else 59
+
+
+def test_sums_in_a_graph_are_replaced():
+    def summed(x, index):
+        gathered = x[index].square()
+        total = torch.zeros_like(x).index_add(0, index, gathered)
+        (gradient,) = torch.autograd.grad(total.sin().sum(), x)
+        return gradient
+
+    x, index = torch.randn(4, 5, dtype=torch.float64, requires_grad=True), torch.tensor([2, 0, 0, 3, 1, 2])
+    expected = summed(x, index)
+    graph = make_fx(summed, tracing_mode="symbolic")(x, index)
+    sums.with_ordered_sums(graph)
+    targets = [node.target for node in graph.graph.nodes]
+    assert targets.count(torch.ops.ggnn_ff_sums.add.default) == 2
+    assert not {torch.ops.aten.index_add.default, torch.ops.aten.index_put.default} & set(targets)
+    torch.testing.assert_close(graph(x, index), expected, rtol=0, atol=1e-14)
