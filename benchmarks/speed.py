@@ -1,7 +1,8 @@
 """Milliseconds per step of dynamics in ASE, ours beside the peers, on the same structures in the same run.
 
 uv run benchmarks/speed.py                       # all; writes benchmarks/speed.json, speed.md and speed.png
-uv run benchmarks/speed.py --only mace --systems ethanol,aspirin   # a part; only prints
+uv run benchmarks/speed.py --systems ethanol,aspirin       # some structures
+uv run benchmarks/speed.py --only mace                     # some candidates; only prints
 
 Each peer runs in a process of its own, in an environment that uv makes from the header of its script in
 benchmarks/peers. All are started first and asked once, since some compile; then they take turns, one structure after
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -226,10 +228,10 @@ def main() -> None:
     for entry in entries:
         if "error" in entry:
             print(f"{entry['candidate']}, {entry['system']}: {entry['error']}")
-    if given.only or given.systems:
+    if given.only:
         return
     evidence = {
-        "command": "uv run benchmarks/speed.py",
+        "command": f"uv run benchmarks/{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
         "date": date.today().isoformat(),
         "machine": platform.platform(),
         "processors": os.cpu_count(),
@@ -242,7 +244,7 @@ def main() -> None:
 Constant-energy dynamics in ASE, neighbour list included, float32, {given.threads} threads, medians of {given.rounds}
 rounds (one round from {LARGE} atoms on); in brackets how many times faster than the peer with the same architecture and
 hyper-parameters in the same run.
-Made by `uv run benchmarks/speed.py` on {evidence["date"]}.
+Made by `{evidence["command"]}` on {evidence["date"]}.
 
 """
     (ROOT / "benchmarks" / "speed.md").write_text(heading + text + "\n", encoding="utf8")
