@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -468,9 +468,18 @@ def _print_contract(potential: str | Path) -> None:
     for field, value in contract.model_dump(exclude={"example": True, "domain": {"surroundings"}}).items():
         if field == "certification" and contract.certification is not None:
             _add_certification(table, contract.certification)
-        elif isinstance(value, dict) and field != "hyperparameters":
-            for key, item in value.items():
-                table.add_row(f"{field}.{key}", f"{item:.4g}" if isinstance(item, float) else str(item))
         else:
-            table.add_row(field, json.dumps(value) if isinstance(value, dict) else str(value))
+            for name, text in _rows(field, value):
+                table.add_row(name, text)
     console.print(table)
+
+
+def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A row for each value of a contract; lists of hyper-parameters and distances stay in one."""
+    if isinstance(value, dict) and name not in ("hyperparameters", "domain.distances"):
+        for key, item in value.items():
+            yield from _rows(f"{name}.{key}", item)
+    elif isinstance(value, float):
+        yield name, f"{value:.4g}"
+    else:
+        yield name, "none" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
