@@ -185,29 +185,32 @@ def table(entries: list[dict[str, Any]], chosen: list[Candidate]) -> str:
 
 
 def memory(entries: list[dict[str, Any]]) -> str:
-    """Peak memory of the process with the largest system, MB for each of its atoms."""
+    """Peak memory of the process with the largest system, MB for each of its atoms; of small ones it says nothing."""
     lines = ["| | atoms | MB per atom |", "|---|---:|---:|"]
     for name in dict.fromkeys(entry["candidate"] for entry in entries):
         measured = [entry for entry in entries if entry["candidate"] == name and "memory_mb" in entry]
-        if measured and name.startswith("ours"):
-            most = max(measured, key=lambda entry: entry["n_atoms"])
+        most = max(measured, key=lambda entry: entry["n_atoms"], default={"n_atoms": 0})
+        if most["n_atoms"] >= LARGE and name.startswith("ours"):
             lines.append(f"| {name} | {most['n_atoms']} | {most['memory_mb'] / most['n_atoms']:.2f} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def plot(entries: list[dict[str, Any]], path: Path) -> None:
-    """Time per atom and step against size."""
+    """Time per atom and step against size; a peer and ours have one colour."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    figure = Figure(figsize=(9.5, 5.0), layout="constrained")
     axes = figure.subplots()
+    colours: dict[str, str] = {}
     for name in dict.fromkeys(entry["candidate"] for entry in entries):
         points = [(e["n_atoms"], e["milliseconds"]) for e in entries if e["candidate"] == name and e["milliseconds"]]
-        style = "o-" if name.startswith("ours") else "x--"
-        axes.loglog([n for n, _ in points], [1e3 * time / n for n, time in points], style, label=name)
+        peer = name.removeprefix("ours: ")
+        colour = colours.setdefault(peer, f"C{len(colours)}")
+        style = "o-" if peer != name else "x--"
+        axes.loglog([n for n, _ in points], [1e3 * time / n for n, time in points], style, label=name, color=colour)
     axes.set_xlabel("atoms")
     axes.set_ylabel("microseconds per atom and step")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 
@@ -223,7 +226,7 @@ def main() -> None:
     every = systems()
     named = {name: every[name] for name in given.systems.split(",")} if given.systems else every
     entries = measure(chosen, named, given.rounds, given.seconds, given.threads)
-    text = f"{table(entries, chosen)}\n\n{memory(entries)}"
+    text = f"{table(entries, chosen)}\n\n{memory(entries)}".rstrip()
     print(text)
     for entry in entries:
         if "error" in entry:
