@@ -24,7 +24,6 @@ from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
-from ggnn_ff.kernels.sums import with_ordered_sums
 from ggnn_ff.neighbors import neighbor_list
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
@@ -245,7 +244,7 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
     graph = make_fx(Core(energies), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     _fold_constants(graph)
     if _has_ordered_sums(loaded, threads):
-        with_ordered_sums(graph)
+        sums.with_ordered_sums(graph)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
     n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
     sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})

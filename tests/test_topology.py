@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
+from ggnn_ff.bonds import bonds
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability import blocks
 from ggnn_ff.stability.frames import Trajectory
@@ -17,6 +18,7 @@ from ggnn_ff.stability.topology import (
     collapse_verdict,
     evaporated_fragments,
     formed_bonds,
+    same_atoms,
     topology_verdicts,
 )
 
@@ -192,3 +194,19 @@ def test_wrong_input_is_said():
     assert "no times" in collapse_verdict(collapse_times([replace(torn(), times_fs=None)])).explanation
     with pytest.raises(InputError, match="must have the 9 atoms"):
         collapse_times([torn()], still(molecule("H2O")))
+
+
+def test_atoms_are_told_by_elements_and_bonds():
+    def bonded(positions):
+        return bonds(ethanol.numbers, positions, ethanol.cell.array, ethanol.pbc)
+
+    ethanol = molecule("CH3CH2OH")
+    order = np.arange(9)
+    order[[3, 5]] = order[[5, 3]]  # the hydrogen of the hydroxyl group and another one: the same elements in order
+    other = ethanol[order]
+    found = same_atoms(ethanol, other)
+    assert np.array_equal(ethanol.numbers, other.numbers[found])
+    assert np.array_equal(bonded(other.positions[found]), bonded(ethanol.positions))
+    assert not np.array_equal(found, np.arange(9))
+    assert np.array_equal(same_atoms(ethanol, ethanol), np.arange(9))
+    assert same_atoms(ethanol, molecule("CH3OCH3")) is None

@@ -39,6 +39,7 @@ from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.folder import check_folder
 from ggnn_ff.training.module import TrainingModule
+from ggnn_ff.training.start import load_start
 from ggnn_ff.units import EV_PER_HARTREE
 
 N_TRAIN, N_VALID, N_TEST = 60, 20, 20
@@ -304,7 +305,7 @@ def test_training_may_start_from_another_potential(trained, tmp_path, form):
         )
     frames = load_split(config.data).train
     frames = replace(frames, energy=frames.energy + 7.0)  # another level of theory, with another constant
-    potential = build_potential(config, frames)[0]
+    potential = build_potential(config, frames, load_start(config.model, frames.elements))[0]
     before, here = start.module.potential.state_dict(), potential.state_dict()
     assert all(torch.equal(before[name], here[name]) for name in here if name != "shift")
     told = evaluate_frames(EnergyForces(potential).eval(), frames, 4.0)
@@ -329,7 +330,7 @@ def test_contract_states_what_the_training_started_from(trained, tmp_path):
         ({"name": "schnet", "hyperparameters": {}}, r"`model\.name` is schnet, there painn"),
         ({"cutoff": 5.0}, r"`model\.cutoff` is 5\.0, there 4\.0"),
         ({"hyperparameters": {"n_features": 16, "n_layers": 2, "n_radial": 8}}, r"n_layers` is 2, there 1"),
-        ({"start_from": Path("absent")}, r"got 'absent'"),
+        ({"start_from": Path("absent")}, r"^`model\.start_from`: .*got 'absent'"),
     ],
 )
 def test_a_start_of_another_kind_is_refused(trained, tmp_path, keys, message):

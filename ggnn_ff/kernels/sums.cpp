@@ -30,11 +30,11 @@ Tensor add(const Tensor& self, const Tensor& index, const Tensor& source, double
                   source.is_contiguous() && source.numel() == n * width && source.scalar_type() == self.scalar_type(),
               "sums: tensors do not fit");
   Tensor out = self.clone(at::MemoryFormat::Contiguous);
-  const int64_t* at = index.const_data_ptr<int64_t>();
+  const int64_t* row = index.const_data_ptr<int64_t>();
   bool sorted = true, inside = true;
   for (int64_t e = 0; e < n; ++e) {
-    inside &= at[e] >= 0 && at[e] < rows;
-    sorted &= e == 0 || at[e] >= at[e - 1];
+    inside &= row[e] >= 0 && row[e] < rows;
+    sorted &= e == 0 || row[e] >= row[e - 1];
   }
   TORCH_CHECK(inside, "sums: an index is out of range");
   AT_DISPATCH_FLOATING_TYPES(self.scalar_type(), "sums_add", [&] {
@@ -43,15 +43,15 @@ Tensor add(const Tensor& self, const Tensor& index, const Tensor& source, double
     const scalar_t factor = alpha;
     if (sorted) { // a thread has whole rows
       const auto next = [&](int64_t e) {
-        while (e > 0 && e < n && at[e] == at[e - 1]) ++e;
+        while (e > 0 && e < n && row[e] == row[e - 1]) ++e;
         return e;
       };
       at::parallel_for(0, n, kRows, [&](int64_t begin, int64_t end) {
-        add_block(to, at, from, factor, width, next(begin), next(end), int64_t{0}, width);
+        add_block(to, row, from, factor, width, next(begin), next(end), int64_t{0}, width);
       });
     } else { // a thread has some columns
       at::parallel_for(0, (width + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
-        add_block(to, at, from, factor, width, int64_t{0}, n, begin * kColumns, std::min(end * kColumns, width));
+        add_block(to, row, from, factor, width, int64_t{0}, n, begin * kColumns, std::min(end * kColumns, width));
       });
     }
   });

@@ -21,7 +21,7 @@ from ggnn_ff.data.reference_energies import least_squares_reference_energies
 from ggnn_ff.data.splits import Split
 from ggnn_ff.domain import describe_frames
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import DTYPES, make_contract, write_potential
+from ggnn_ff.export import DTYPES, LoadedPotential, make_contract, write_potential
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
@@ -56,7 +56,8 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     """
     split = load_split(config.data)
     with torch_state_kept(config.run.seed, config.run.threads):
-        potential, forces_rms = build_potential(config, split.train)
+        start = load_start(config.model, split.train.elements)
+        potential, forces_rms = build_potential(config, split.train, start)
         keep = KeepCheckpoints(config.output / "checkpoints")
         trainer = make_trainer(config, keep, progress=progress)
         _check_batches(config, len(split.train), trainer.world_size)
@@ -65,12 +66,18 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
             claim_folder(claimed)
         train(trainer, TrainingModule(potential, config, forces_rms), config, split, keep.last)
         if trainer.is_global_zero:
-            _finish(potential, read_checkpoint(keep.best)["state_dict"], config, split)
+            _finish(potential, read_checkpoint(keep.best)["state_dict"], config, split, start)
         trainer.strategy.barrier("the potential is written")
         return config.output
 
 
-def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingConfig, split: Split) -> None:
+def _finish(
+    potential: Potential,
+    weights: dict[str, Tensor],
+    config: TrainingConfig,
+    split: Split,
+    start: LoadedPotential | None,
+) -> None:
     """Writes the durable form with the weights of a `TrainingModule`, and measured errors."""
     potential = potential.cpu()
     potential.load_state_dict({name.removeprefix("model.potential."): tensor for name, tensor in weights.items()})
@@ -96,7 +103,7 @@ def _finish(potential: Potential, weights: dict[str, Tensor], config: TrainingCo
         ),
         test_errors=errors,
         domain=describe_frames(split.train, split.valid, config.model.cutoff),
-        started_from=started_from(load_start(config.model, split.train.elements)),
+        started_from=started_from(start),
     )
     write_potential(config.output, potential, contract)
 
@@ -112,13 +119,15 @@ def _refit_shift(potential: Potential, frames: LabelledFrames) -> None:
         potential.shift[number] += energy
 
 
-def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Potential, float]:
+def build_potential(
+    config: TrainingConfig, frames: LabelledFrames, start: LoadedPotential | None = None
+) -> tuple[Potential, float]:
     """An untrained potential whose scale and shift come from the training frames, and the forces' RMS.
 
     The scale of an element is the RMS of the force components on its atoms, in eV for a length of 1 angstrom. Its shift
     is its reference energy (isolated atoms, or least squares), and with isolated atoms in addition the mean binding
-    energy of an atom, so that what a model has to learn is small. With `config.model.start_from` the weights and the
-    scale are those of that potential, and the shift is what makes it fit these energies best.
+    energy of an atom, so that what a model has to learn is small. With `start`, from `load_start`, the weights and
+    the scale are those of that potential, and the shift is what makes it fit these energies best.
     """
     hyperparameters = config.model.chosen()
     potential = Potential(
@@ -130,7 +139,6 @@ def build_potential(config: TrainingConfig, frames: LabelledFrames) -> tuple[Pot
     reference = load_reference_energies(config.data, frames)
     for number, energy in reference.items():
         potential.shift[number] = energy
-    start = load_start(config.model, frames.elements)
     if start is not None:
         copy_weights(start, potential)
         _refit_shift(potential, frames)

@@ -17,7 +17,10 @@ def load_start(config: ModelConfig, elements: list[str]) -> LoadedPotential | No
     """
     if config.start_from is None:
         return None
-    loaded = load_potential(config.start_from)
+    try:
+        loaded = load_potential(config.start_from)
+    except InputError as error:
+        raise InputError(f"`model.start_from`: {error}") from error
     there = loaded.contract
     asked = {
         "`model.name`": (config.name, there.architecture),
