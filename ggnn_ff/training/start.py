@@ -22,12 +22,13 @@ def load_start(config: ModelConfig, elements: list[str]) -> LoadedPotential | No
     except InputError as error:
         raise InputError(f"`model.start_from`: {error}") from error
     there = loaded.contract
-    asked = {
+    asked: dict[str, tuple[object, object]] = {
         "`model.name`": (config.name, there.architecture),
         "`model.cutoff`": (config.cutoff, there.cutoff),
         "the elements of `data.train`": (elements, there.elements),
-        **_differences(config.chosen().model_dump(), there.hyperparameters),
     }
+    if config.name == there.architecture:
+        asked |= _differences(config.chosen().model_dump(), there.hyperparameters)
     wrong = [f"{name} is {here}, there {other}" for name, (here, other) in asked.items() if here != other]
     if wrong:
         raise InputError(
