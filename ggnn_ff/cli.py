@@ -108,6 +108,36 @@ def sample(
 
 
 @app.command()
+def label(
+    frames: Annotated[list[Path], typer.Argument(help="files with structures, such as trajectories")],
+    output: Output,
+    engine: Annotated[str, typer.Option(help="what labels the frames")] = "gfn2-xtb",
+    correction: Annotated[
+        list[str] | None,
+        typer.Option(help="potential trained on differences to the engine, to be added; the mean of several"),
+    ] = None,
+    difference: Annotated[bool, typer.Option("--difference", help="the files' own labels minus the engine's")] = False,
+    level_of_theory: Annotated[
+        str | None, typer.Option(help="of the files' own labels, where they do not say, with --difference")
+    ] = None,
+) -> None:
+    """Label frames anew: by an engine, corrected by potentials, or with the difference to it; resumes after a kill."""
+    from ggnn_ff.label import label as run
+
+    with _bar("frames") as (progress, task):
+        labelled = run(
+            frames,
+            output,
+            engine=engine,
+            corrections=correction or [],
+            difference=difference,
+            level_of_theory=level_of_theory,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(f"{len(labelled)} frames of {labelled.level_of_theory} in {output}", soft_wrap=True)
+
+
+@app.command()
 def train(config: Annotated[Path, typer.Argument(help="YAML file; see examples/")]) -> None:
     """Train a potential; run again to go on with an interrupted training."""
     from ggnn_ff.training.config import read_config

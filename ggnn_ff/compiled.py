@@ -27,7 +27,7 @@ from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.neighbors import neighbor_list
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
-REVISION = 3  # of the way packages are made; those of another are made anew
+REVISION = 4  # of the way packages are made; those of another are made anew
 
 
 class AtomicEnergies(nn.Module):
@@ -92,14 +92,14 @@ class CompiledEnergyForces(nn.Module):
         """As `EnergyForces.forward`."""
         if positions.shape[0] < 2 or edge_index.shape[1] < 4:  # sizes that a graph of any size is not made for
             return self.eager(positions, numbers, cell, edge_index, shifts, batch, n_structures)
-        periodic = bool(cell.any())
+        periodic = any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
         run = self.package(edge_index.shape[1]).loader.boxed_run  # calling the package itself costs four times as much
         inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
         atomic_energies, forces, gradient = run(inputs)
         stress = torch.zeros_like(cell)
         if n_structures == 1:
-            energy = atomic_energies.sum().unsqueeze(0)
+            energy = atomic_energies.sum(0, keepdim=True)
         else:
             energy = atomic_energies.new_zeros(n_structures).index_add(0, batch, atomic_energies)
         if periodic:

@@ -106,7 +106,9 @@ class DegreeLinear(nn.Module):
         """(N, 2l+1, n_in[l]) -> (N, 2l+1, n_out[l]) for each degree l."""
         mixed: list[Tensor] = []
         for degree, linear in enumerate(self.degrees):
-            mixed.append(linear(features[degree]))
+            x = features[degree]
+            rows = linear(x.reshape(-1, x.shape[2]))  # one product of matrices, not one for each atom
+            mixed.append(rows.view(x.shape[0], x.shape[1], -1))
         return mixed
 
 

@@ -11,7 +11,14 @@ from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential
 
 
-def write_untrained(folder: Path, name: str, hyperparameters: dict, cutoff: float = 4.0, scale: float = 4.0) -> Path:
+def write_untrained(
+    folder: Path,
+    name: str,
+    hyperparameters: dict,
+    cutoff: float = 4.0,
+    scale: float = 4.0,
+    level_of_theory: str = "none, random weights",
+) -> Path:
     """The durable form of a potential in float32 for H, C and O."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -28,7 +35,7 @@ def write_untrained(folder: Path, name: str, hyperparameters: dict, cutoff: floa
         settings.model_dump(),
         example,
         elements=["H", "C", "O"],
-        level_of_theory="none, random weights",
+        level_of_theory=level_of_theory,
         training_data=TrainingData(name="none", n_train=1, n_valid=0, sha256="0" * 64),
         test_errors=None,
     )

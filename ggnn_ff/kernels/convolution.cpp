@@ -24,8 +24,9 @@ struct Tables { // which products there are
   int64_t n_rows, n_pairs, n_terms;
   const int64_t *component, *path, *term_pair, *term_harmonic;
   const double* coefficient;
-  std::vector<int64_t> first; // pairs of each row: first[r] ... first[r + 1] - 1; their components are consecutive
-  std::vector<int64_t> order; // rows, those of equal components together
+  std::vector<int64_t> first;       // pairs of each row: first[r] ... first[r + 1] - 1; their components are consecutive
+  std::vector<int64_t> order;       // rows, those of equal components together
+  std::vector<int64_t> by_harmonic; // terms, those of equal harmonics together
 
   Tables(const Tensor& pairs, const Tensor& paths, const Tensor& terms, const Tensor& coefficients)
       : n_rows(paths.size(0)), n_pairs(pairs.size(1)), n_terms(terms.size(1)), first(paths.size(0) + 1, 0) {
@@ -38,13 +39,18 @@ struct Tables { // which products there are
     coefficient = coefficients.const_data_ptr<double>();
     for (int64_t k = 0; k < n_pairs; ++k) ++first[row[k] + 1];
     for (int64_t r = 0; r < n_rows; ++r) first[r + 1] += first[r];
-    order.resize(n_rows);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return component[first[a]] < component[first[b]];
-    });
+    order = sorted(n_rows, [&](int64_t r) { return component[first[r]]; });
+    by_harmonic = sorted(n_terms, [&](int64_t q) { return term_harmonic[q]; });
   }
   int64_t count(int64_t row) const { return first[row + 1] - first[row]; }
+
+private:
+  template <typename Key> static std::vector<int64_t> sorted(int64_t n, Key key) {
+    std::vector<int64_t> numbers(n);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    std::stable_sort(numbers.begin(), numbers.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+    return numbers;
+  }
 };
 
 struct Sizes {
@@ -74,28 +80,96 @@ std::vector<int64_t> starts(const int64_t* centre, const int64_t* neighbour, con
   return start;
 }
 
-template <typename T> void mix(T* t, const T* y, const Tables& tables) { // t of one edge
-  for (int64_t k = 0; k < tables.n_pairs; ++k) t[k] = 0;
-  for (int64_t q = 0; q < tables.n_terms; ++q)
-    t[tables.term_pair[q]] += static_cast<T>(tables.coefficient[q]) * y[tables.term_harmonic[q]];
-}
+// t of up to kWidth edges side by side: what belongs to the pair k of the edge e is t[k][e].
+template <typename T> class Mixed {
+  using Block = typename Lanes<T>::type;
+  const Tables& tables;
+  std::vector<T> coefficients;
+  std::vector<Block> t, y;
 
-// One block of channels of one edge, in the derivative.
+public:
+  Mixed(const Tables& tables, const Sizes& s)
+      : tables(tables), coefficients(tables.coefficient, tables.coefficient + tables.n_terms), t(tables.n_pairs),
+        y(s.harmonics) {}
+
+  void mix(const T* harmonics, int64_t n_edges) {
+    for (size_t h = 0; h < y.size(); ++h)
+      for (int64_t e = 0; e < n_edges; ++e) y[h][e] = harmonics[e * y.size() + h];
+    int64_t q = 0; // terms are sorted by pair
+    for (int64_t k = 0; k < tables.n_pairs; ++k) {
+      Block one = {};
+      for (; q < tables.n_terms && tables.term_pair[q] == k; ++q) one += coefficients[q] * y[tables.term_harmonic[q]];
+      t[k] = one;
+    }
+  }
+
+  const T* of_edge(int64_t e) const { return reinterpret_cast<const T*>(t.data()) + e; } // that of k at k * kWidth
+
+  // Derivatives with respect to the harmonics of one edge from those with respect to its t, by channel.
+  void unmix(T* dy, const Block* dt) const {
+    int64_t q = 0;
+    for (size_t h = 0; h < y.size(); ++h) {
+      Block one = {};
+      for (; q < tables.n_terms && tables.term_harmonic[tables.by_harmonic[q]] == static_cast<int64_t>(h); ++q)
+        one += coefficients[tables.by_harmonic[q]] * dt[tables.term_pair[tables.by_harmonic[q]]];
+      dy[h] = sum<T>(one);
+    }
+  }
+};
+
+// One block of channels of one edge.
 template <typename T> struct OneBlock {
   using Block = typename Lanes<T>::type;
   const Tables& tables;
-  const T* t;
-  const Block* x;
-  Block *dx, *dt, *dw;
-  const T *g, *w;
+  const T *t, *x, *w; // x: of the neighbour
   int64_t channels;
   int n;
 
+  // Adds to the sums of all rows.
+  void add(Block* sums) const {
+    for (size_t q = 0; q < tables.order.size();) {
+      switch (tables.count(tables.order[q])) { // components of features of degree 0 to 3
+      case 1: q = add_rows<1>(q, sums); break;
+      case 3: q = add_rows<3>(q, sums); break;
+      case 5: q = add_rows<5>(q, sums); break;
+      default: q = add_rows<7>(q, sums);
+      }
+    }
+  }
+
+  // Derivatives: adds to those of x, t and w, the last of which begin as zeros; g is of the centre.
+  void derive(const T* g, T* dx, Block* dt, Block* dw) const {
+    for (size_t q = 0; q < tables.order.size();) {
+      switch (tables.count(tables.order[q])) {
+      case 1: q = derive_rows<1>(q, g, dx, dt, dw); break;
+      case 3: q = derive_rows<3>(q, g, dx, dt, dw); break;
+      case 5: q = derive_rows<5>(q, g, dx, dt, dw); break;
+      default: q = derive_rows<7>(q, g, dx, dt, dw);
+      }
+    }
+  }
+
+private:
   // Rows from the q-th on that have the same N components, which stay in the processor; the next one after them.
-  template <int N> size_t rows(size_t q) const {
+  template <int N> size_t add_rows(size_t q, Block* sums) const {
+    const int64_t c = tables.component[tables.first[tables.order[q]]];
+    Block xs[N];
+    for (int k = 0; k < N; ++k) xs[k] = load(x + (c + k) * channels, n);
+    for (; q < tables.order.size(); ++q) {
+      const int64_t r = tables.order[q], first = tables.first[r];
+      if (tables.component[first] != c) break;
+      Block product = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) product += t[(first + k) * kWidth] * xs[k];
+      sums[r] += load(w + tables.path[r] * channels, n) * product;
+    }
+    return q;
+  }
+
+  template <int N> size_t derive_rows(size_t q, const T* g, T* dx, Block* dt, Block* dw) const {
     const int64_t c = tables.component[tables.first[tables.order[q]]];
     Block xs[N], sums[N] = {};
-    for (int k = 0; k < N; ++k) xs[k] = x[c + k];
+    for (int k = 0; k < N; ++k) xs[k] = load(x + (c + k) * channels, n);
     for (; q < tables.order.size(); ++q) {
       const int64_t r = tables.order[q], first = tables.first[r];
       if (tables.component[first] != c) break;
@@ -104,13 +178,14 @@ template <typename T> struct OneBlock {
       Block product = {};
 #pragma GCC unroll 8
       for (int k = 0; k < N; ++k) {
-        product += t[first + k] * xs[k];
-        sums[k] += t[first + k] * u;
+        const T one = t[(first + k) * kWidth];
+        product += one * xs[k];
+        sums[k] += one * u;
         dt[first + k] += u * xs[k];
       }
       dw[tables.path[r]] += of_row * product;
     }
-    for (int k = 0; k < N; ++k) dx[c + k] = sums[k];
+    for (int k = 0; k < N; ++k) store(dx + (c + k) * channels, load(dx + (c + k) * channels, n) + sums[k], n);
     return q;
   }
 };
@@ -129,30 +204,28 @@ Tensor convolve(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor&
     scalar_t* pa = a.mutable_data_ptr<scalar_t>();
     using Block = Lanes<scalar_t>::type;
     at::parallel_for(0, s.atoms, 16, [&](int64_t from, int64_t to) {
-      std::vector<scalar_t> t;
-      std::vector<Block> sums(tables.n_rows), xs(s.components);
+      Mixed<scalar_t> t(tables, s);
+      const int64_t n_blocks = (s.channels + kWidth - 1) / kWidth;
+      std::vector<Block> sums(n_blocks * tables.n_rows);
       for (int64_t i = from; i < to; ++i) {
-        const int64_t n_edges = start[i + 1] - start[i];
-        t.resize(n_edges * tables.n_pairs);
-        for (int64_t e = 0; e < n_edges; ++e)
-          mix(t.data() + e * tables.n_pairs, py + (start[i] + e) * s.harmonics, tables);
-        for (int64_t f = 0; f < s.channels; f += kWidth) {
-          const int n = width(s.channels, f);
-          std::fill(sums.begin(), sums.end(), Block{});
+        std::fill(sums.begin(), sums.end(), Block{});
+        for (int64_t group = start[i]; group < start[i + 1]; group += kWidth) {
+          const int64_t n_edges = std::min<int64_t>(kWidth, start[i + 1] - group);
+          t.mix(py + group * s.harmonics, n_edges);
           for (int64_t e = 0; e < n_edges; ++e) {
-            const int64_t edge = start[i] + e;
-            const scalar_t* te = t.data() + e * tables.n_pairs;
-            for (int64_t c = 0; c < s.components; ++c)
-              xs[c] = load(px + (neighbour[edge] * s.components + c) * s.channels + f, n);
-            for (int64_t r = 0; r < tables.n_rows; ++r) {
-              Block product = {};
-              for (int64_t k = tables.first[r]; k < tables.first[r + 1]; ++k)
-                product += te[k] * xs[tables.component[k]];
-              sums[r] += load(pw + (edge * s.paths + tables.path[r]) * s.channels + f, n) * product;
+            const scalar_t* xe = px + neighbour[group + e] * s.components * s.channels;
+            const scalar_t* we = pw + (group + e) * s.paths * s.channels;
+            for (int64_t b = 0; b < n_blocks; ++b) {
+              const int64_t f = b * kWidth;
+              OneBlock<scalar_t>{tables, t.of_edge(e), xe + f, we + f, s.channels, width(s.channels, f)}.add(
+                  sums.data() + b * tables.n_rows);
             }
           }
-          for (int64_t r = 0; r < tables.n_rows; ++r) store(pa + (i * tables.n_rows + r) * s.channels + f, sums[r], n);
         }
+        for (int64_t b = 0; b < n_blocks; ++b)
+          for (int64_t r = 0; r < tables.n_rows; ++r)
+            store(pa + (i * tables.n_rows + r) * s.channels + b * kWidth, sums[b * tables.n_rows + r],
+                  width(s.channels, b * kWidth));
       }
     });
   });
@@ -179,41 +252,28 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
     scalar_t* qw = to_w.mutable_data_ptr<scalar_t>();
     using Block = Lanes<scalar_t>::type;
     at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
-      std::vector<scalar_t> t(tables.n_pairs);
-      std::vector<Block> xs(s.components), dx(s.components), dw(s.paths), dt(tables.n_pairs);
+      Mixed<scalar_t> t(tables, s);
+      std::vector<Block> dw(s.paths), dt(tables.n_pairs);
       for (int64_t part = from; part < to; ++part) {
         scalar_t* mine = qx + part * s.atoms * s.components * s.channels;
         for (int64_t i = part * s.atoms / parts; i < (part + 1) * s.atoms / parts; ++i) {
-          for (int64_t edge = start[i]; edge < start[i + 1]; ++edge) {
-            mix(t.data(), py + edge * s.harmonics, tables);
-            std::fill(dt.begin(), dt.end(), Block{});
-            for (int64_t f = 0; f < s.channels; f += kWidth) {
-              const int n = width(s.channels, f);
-              for (int64_t c = 0; c < s.components; ++c)
-                xs[c] = load(px + (neighbour[edge] * s.components + c) * s.channels + f, n);
-              std::fill(dw.begin(), dw.end(), Block{});
-              const OneBlock<scalar_t> block{tables, t.data(), xs.data(), dx.data(), dt.data(), dw.data(),
-                                             pg + i * tables.n_rows * s.channels + f,
-                                             pw + edge * s.paths * s.channels + f, s.channels, n};
-              for (size_t q = 0; q < tables.order.size();) {
-                switch (tables.count(tables.order[q])) { // components of features of degree 0 to 3
-                case 1: q = block.template rows<1>(q); break;
-                case 3: q = block.template rows<3>(q); break;
-                case 5: q = block.template rows<5>(q); break;
-                default: q = block.template rows<7>(q);
-                }
+          const scalar_t* gi = pg + i * tables.n_rows * s.channels;
+          for (int64_t group = start[i]; group < start[i + 1]; group += kWidth) {
+            const int64_t n_edges = std::min<int64_t>(kWidth, start[i + 1] - group);
+            t.mix(py + group * s.harmonics, n_edges);
+            for (int64_t e = 0; e < n_edges; ++e) {
+              const int64_t edge = group + e, of_neighbour = neighbour[edge] * s.components * s.channels;
+              std::fill(dt.begin(), dt.end(), Block{});
+              for (int64_t f = 0; f < s.channels; f += kWidth) {
+                const int n = width(s.channels, f);
+                const int64_t of_paths = edge * s.paths * s.channels + f;
+                std::fill(dw.begin(), dw.end(), Block{});
+                OneBlock<scalar_t>{tables, t.of_edge(e), px + of_neighbour + f, pw + of_paths, s.channels, n}.derive(
+                    gi + f, mine + of_neighbour + f, dt.data(), dw.data());
+                for (int64_t p = 0; p < s.paths; ++p) store(qw + of_paths + p * s.channels, dw[p], n);
               }
-              for (int64_t p = 0; p < s.paths; ++p) store(qw + (edge * s.paths + p) * s.channels + f, dw[p], n);
-              for (int64_t c = 0; c < s.components; ++c) {
-                scalar_t* of_neighbour = mine + (neighbour[edge] * s.components + c) * s.channels + f;
-                store(of_neighbour, load(of_neighbour, n) + dx[c], n);
-              }
+              t.unmix(qy + edge * s.harmonics, dt.data());
             }
-            for (int64_t k = 0; k < tables.n_pairs; ++k) t[k] = sum<scalar_t>(dt[k]);
-            scalar_t* dy = qy + edge * s.harmonics;
-            for (int64_t h = 0; h < s.harmonics; ++h) dy[h] = 0;
-            for (int64_t q = 0; q < tables.n_terms; ++q)
-              dy[tables.term_harmonic[q]] += static_cast<scalar_t>(tables.coefficient[q]) * t[tables.term_pair[q]];
           }
         }
       }

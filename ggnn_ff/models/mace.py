@@ -199,8 +199,9 @@ class Layer(nn.Module):
         chosen = (elements.unsqueeze(1) == every).to(self.own.dtype).view(-1, 1, every.shape[0], 1)
         for degree, own in enumerate(self.own.unbind()):  # (elements, F, F)
             # Of all elements, and then the right one is taken: less to move than a matrix for each atom.
-            of_all = features[degree] @ own.transpose(0, 1).flatten(1)  # (N, 2l+1, elements F)
-            of_all = of_all.view(of_all.shape[0], of_all.shape[1], own.shape[0], own.shape[2])
+            x = features[degree]
+            of_all = x.reshape(-1, x.shape[2]) @ own.transpose(0, 1).flatten(1)  # (N (2l+1), elements F)
+            of_all = of_all.view(x.shape[0], x.shape[1], own.shape[0], own.shape[2])
             updated[degree] = updated[degree] + (of_all * chosen).sum(dim=2)
         return updated
 

@@ -1,0 +1,150 @@
+"""Frames labelled anew: by an engine, by an engine and potentials that correct it, or with the difference to an engine.
+
+The difference of two methods is smoother than either, so that few frames of the better one teach it well. Many
+frames, labelled by the cheap method and a potential of the difference, then teach a potential that needs neither.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed
+
+from ggnn_ff.data.engines import ENGINES, check_electrons, engine_calculator, engine_version, one_thread
+from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.journal import Journal, Record
+from ggnn_ff.data.readers import read_frames, read_structures
+from ggnn_ff.data.write import write_extxyz
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import load_potential
+from ggnn_ff.hosts.ase import GGNNCalculator
+
+
+def label(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    engine: str = "gfn2-xtb",
+    corrections: Sequence[str | Path] = (),
+    difference: bool = False,
+    level_of_theory: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelledFrames:
+    """Writes frames with new labels as extxyz; a call that was killed goes on when it is repeated.
+
+    Args:
+        paths: files with structures, such as trajectories; their labels are not looked at unless `difference`.
+        output: extxyz file; while it is made, its labels are in `<output>.journal`.
+        engine: a name in `ENGINES`.
+        corrections: potentials trained on differences to this engine; the mean of what they say is added.
+        difference: the labels in the files minus the engine's, instead.
+        level_of_theory: of the labels in the files, where they do not say; for `difference` only.
+        progress: called with the number of frames done and of all, after each.
+
+    Returns:
+        The frames. Their level of theory is the engine's; with corrections "<theirs>, estimated from <the engine's>";
+        with a difference "<that of the files> minus <the engine's>".
+
+    Raises:
+        InputError: files that cannot be read or have no labels where these are needed, corrections of something else,
+            arguments that exclude each other, a frame that the engine cannot do, or a journal of another call.
+    """
+    if difference and corrections:
+        raise InputError(
+            "`corrections` must be absent with `difference`, which is taken from the engine alone; drop one"
+        )
+    if level_of_theory is not None and not difference:
+        raise InputError(
+            "`level_of_theory` is of the labels in the files, which are used only with `difference`; drop it"
+        )
+    if not paths:
+        raise InputError("`paths` must name at least one file, got none")
+    old = _one_level([read_frames(path, level_of_theory=level_of_theory) for path in paths]) if difference else []
+    structures = _structures(old) if difference else [atoms for path in paths for atoms in read_structures(path)]
+    adding, level = _adding(corrections, engine)
+    settings: Record = {
+        "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
+        "engine": f"{engine} ({engine_version(engine)})",
+        "corrections": [calculator.potential.contract.identity for calculator in adding],
+        "difference": difference,
+    }
+    journal = Journal(Path(f"{output}.journal"), settings)
+    try:
+        with one_thread():
+            for k in range(len(journal.records), len(structures)):
+                energy, forces = _labels(structures[k], k, engine, adding)
+                journal.append({"energy": energy, "forces": forces.tolist()})
+                if progress is not None:
+                    progress(k + 1, len(structures))
+    finally:
+        journal.close()
+    energies = np.array([record["energy"] for record in journal.records])
+    forces = np.concatenate([np.array(record["forces"]) for record in journal.records])
+    if difference:
+        energies = np.concatenate([frames.energy for frames in old]) - energies
+        forces = np.concatenate([frames.forces for frames in old]) - forces
+        level = f"{old[0].level_of_theory} minus {level}"
+    labelled = _frames(structures, energies, forces, level)
+    write_extxyz(output, labelled)
+    journal.path.unlink()
+    return labelled
+
+
+def _one_level(files: list[LabelledFrames]) -> list[LabelledFrames]:
+    levels = sorted({frames.level_of_theory for frames in files})
+    if len(levels) > 1:
+        raise InputError(f"`paths` must be of one level of theory, got {', '.join(levels)}; label them one by one")
+    return files
+
+
+def _structures(files: list[LabelledFrames]) -> list[Atoms]:
+    return [frames.atoms(k) for frames in files for k in range(len(frames))]
+
+
+def _frames(structures: list[Atoms], energies: np.ndarray, forces: np.ndarray, level: str) -> LabelledFrames:
+    return LabelledFrames(
+        numbers=np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64),
+        positions=np.concatenate([atoms.positions for atoms in structures]),
+        forces=forces,
+        n_atoms=np.array([len(atoms) for atoms in structures], dtype=np.int64),
+        energy=energies,
+        cell=np.stack([atoms.cell.array for atoms in structures]),
+        pbc=np.stack([atoms.pbc for atoms in structures]),
+        level_of_theory=level,
+    )
+
+
+def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCalculator], str]:
+    """Calculators of the corrections, and the level of theory of the sum."""
+    calculators = [GGNNCalculator(load_potential(one)) for one in corrections]
+    suffix = f" minus {ENGINES.get(engine, engine)}"
+    levels = [calculator.potential.contract.level_of_theory for calculator in calculators]
+    for name, level in zip(corrections, levels, strict=True):
+        if not level.endswith(suffix) or level != levels[0]:
+            raise InputError(
+                f"`corrections` must all be trained on differences of one method to the engine ('...{suffix}', as "
+                f"`difference` writes them), got {name} of level of theory '{level}'"
+            )
+    name = ENGINES.get(engine, engine)
+    return calculators, f"{levels[0].removesuffix(suffix)}, estimated from {name}" if levels else name
+
+
+def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculator]) -> tuple[float, np.ndarray]:
+    """Energy, eV, and forces (N, 3), eV/angstrom, of the engine and the mean of the corrections."""
+    check_electrons(atoms)
+    one = atoms.copy()
+    one.calc = engine_calculator(engine)  # a fresh one: labels do not depend on the frame before
+    try:
+        energy, forces = one.get_potential_energy(), one.get_forces()
+    except CalculationFailed as error:
+        raise InputError(
+            f"`paths`: {ENGINES[engine]} failed for frame {index} of all ({error}); take it out. The frames until then "
+            "are kept: the same command goes on only with the same files"
+        ) from error
+    for calculator in adding:
+        one.calc = calculator
+        energy = energy + one.get_potential_energy() / len(adding)
+        forces = forces + one.get_forces() / len(adding)
+    return float(energy), forces

@@ -1,0 +1,126 @@
+"""New labels are what they are said to be, survive a kill, and refuse what does not fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import write
+from untrained import write_untrained
+
+from ggnn_ff.data.engines import engine_calculator
+from ggnn_ff.data.readers import read_frames
+from ggnn_ff.data.structures import find_structure
+from ggnn_ff.errors import InputError
+from ggnn_ff.export import load_potential
+from ggnn_ff.label import label
+
+pytest.importorskip("tblite", reason="labels need the extra `sample`")
+
+DIFFERENCE = "PBE minus GFN2-xTB"
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGNN_FF_COMPILE", "0")
+
+
+def _structures(path: Path, number: int = 3) -> Path:
+    frames = []
+    for seed in range(number):
+        atoms = find_structure("ethanol")
+        atoms.rattle(0.05, seed=seed)
+        frames.append(atoms)
+    write(path, frames)
+    return path
+
+
+def _correction(folder: Path, seed: int, level_of_theory: str = DIFFERENCE) -> Path:
+    settings = {"n_features": 8 + seed, "n_layers": 1}
+    return write_untrained(folder / f"correction{seed}", "painn", settings, level_of_theory=level_of_theory)
+
+
+def test_labels_are_the_engine_s(tmp_path: Path):
+    seen = []
+    frames = _structures(tmp_path / "frames.xyz")
+    label([frames, frames], tmp_path / "new.xyz", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames.xyz", "new.xyz"]
+    new = read_frames(tmp_path / "new.xyz")
+    assert (len(new), new.level_of_theory) == (6, "GFN2-xTB")
+    atoms = new.atoms(4)
+    atoms.calc = engine_calculator()
+    assert atoms.get_potential_energy() == pytest.approx(new.energy[4], abs=1e-6)
+    np.testing.assert_allclose(atoms.get_forces(), new.forces[new.rows(4)], rtol=0, atol=1e-6)
+
+
+def test_a_difference_and_the_engine_make_the_labels_again(tmp_path: Path):
+    engine = label([_structures(tmp_path / "frames.xyz")], tmp_path / "engine.xyz")
+    there = tmp_path / "corrected.xyz"
+    corrections = [_correction(tmp_path, seed) for seed in (0, 1)]
+    corrected = label([tmp_path / "frames.xyz"], there, corrections=corrections)
+    assert corrected.level_of_theory == read_frames(there).level_of_theory == "PBE, estimated from GFN2-xTB"
+    difference = label([there], tmp_path / "difference.xyz", difference=True)
+    assert difference.level_of_theory == "PBE, estimated from GFN2-xTB minus GFN2-xTB"
+    np.testing.assert_allclose(difference.energy, corrected.energy - engine.energy, rtol=0, atol=1e-6)
+    for index in range(3):
+        both = [load_potential(path).evaluate(engine.atoms(index)) for path in corrections]
+        mean = np.mean([one.forces.numpy() for one in both], axis=0)
+        np.testing.assert_allclose(difference.forces[difference.rows(index)], mean, rtol=0, atol=1e-5)
+        assert difference.energy[index] == pytest.approx(np.mean([float(one.energy[0]) for one in both]), abs=1e-4)
+
+
+def test_a_killed_call_goes_on(tmp_path: Path):
+    frames = _structures(tmp_path / "frames.xyz")
+    label([frames], tmp_path / "whole.xyz")
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label([frames], tmp_path / "killed.xyz", progress=kill)
+    journal = tmp_path / "killed.xyz.journal"
+    assert len(journal.read_text().splitlines()) == 1 + 2
+    with pytest.raises(InputError, match=r"made with other settings: .*`difference` was False"):
+        label([tmp_path / "whole.xyz"], tmp_path / "killed.xyz", difference=True)
+    done = []
+    label([frames], tmp_path / "killed.xyz", progress=lambda number, total: done.append(number))
+    assert done == [3]
+    assert (tmp_path / "killed.xyz").read_bytes() == (tmp_path / "whole.xyz").read_bytes()
+    assert not journal.exists()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path):
+    frames, new = _structures(tmp_path / "frames.xyz", 1), tmp_path / "new.xyz"
+    with pytest.raises(InputError, match=r"`corrections` must all be trained on differences .* level of theory 'PBE'"):
+        label([frames], new, corrections=[_correction(tmp_path, 0, "PBE")])
+    both = [_correction(tmp_path, 0), _correction(tmp_path, 1, "PBE0 minus GFN2-xTB")]
+    with pytest.raises(InputError, match="differences of one method"):
+        label([frames], new, corrections=both)
+    with pytest.raises(InputError, match="`corrections` must be absent with `difference`"):
+        label([frames], new, corrections=both[:1], difference=True)
+    with pytest.raises(InputError, match="`level_of_theory` is of the labels in the files"):
+        label([frames], new, level_of_theory="PBE")
+    with pytest.raises(InputError, match="energy"):
+        label([frames], new, difference=True)
+    with pytest.raises(InputError, match="`paths` must name at least one file"):
+        label([], new)
+    radical = tmp_path / "radical.xyz"
+    write(radical, find_structure("ethanol")[:-1])
+    with pytest.raises(InputError, match="electrons"):
+        label([radical], new)
+    assert not new.exists()
+
+
+def test_the_journal_names_what_the_labels_depend_on(tmp_path: Path):
+    frames = _structures(tmp_path / "frames.xyz", 1)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label([frames], tmp_path / "new.xyz", corrections=[_correction(tmp_path, 0)], progress=stop)
+    settings = json.loads((tmp_path / "new.xyz.journal").read_text().splitlines()[0])
+    assert settings["corrections"] == [load_potential(tmp_path / "correction0").contract.identity]
+    assert settings["engine"].startswith("gfn2-xtb (tblite ")
