@@ -135,7 +135,7 @@ def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
         return loaded
     if why := why_not_compile():
         raise InputError(f"`compile` must find a C++ compiler: {why}")
-    module = CompiledEnergyForces(_eager(loaded), loaded)
+    module = CompiledEnergyForces(eager_form(loaded), loaded)
     module.package(0)
     return replace(loaded, module=module)
 
@@ -162,7 +162,7 @@ def fast_form(loaded: LoadedPotential, compile: bool | None) -> LoadedPotential:
     return loaded
 
 
-def _eager(loaded: LoadedPotential) -> EnergyForces:
+def eager_form(loaded: LoadedPotential) -> EnergyForces:
     """The module as Python; that of a TorchScript file is built anew from its contract and weights."""
     if isinstance(loaded.module, EnergyForces):
         return loaded.module
@@ -232,10 +232,10 @@ def _has_ordered_sums(loaded: LoadedPotential, threads: int) -> bool:
     return threads > 1 and loaded.device.type == "cpu"
 
 
-def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path) -> None:
-    """Traces energy and gradient as one graph of any size, compiles it, and writes the package to `path`."""
+def traced(eager: EnergyForces, loaded: LoadedPotential, threads: int = 1) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """Energy and gradient as one graph of operations that serves any size, and the arguments it was traced with."""
     atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
-    arguments = tuple(tensor.to(loaded.device) for tensor in _arguments(atoms, loaded.contract.cutoff))
+    arguments = tuple(tensor.to(loaded.device) for tensor in core_arguments(atoms, loaded.contract.cutoff))
     energies: nn.Module = AtomicEnergies(with_kernels(eager.potential))
     if _has_tables(loaded):
         positions, numbers, edge_index, _ = arguments
@@ -245,6 +245,12 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
     _fold_constants(graph)
     if _has_ordered_sums(loaded, threads):
         sums.with_ordered_sums(graph)
+    return graph, arguments
+
+
+def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path) -> None:
+    """Compiles the graph of operations and writes the package to `path`."""
+    graph, arguments = traced(eager, loaded, threads)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
     n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
     sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})
@@ -286,7 +292,8 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _arguments(atoms: Atoms, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def core_arguments(atoms: Atoms, cutoff: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `Core` is called with for one structure."""
     structure = from_atoms(atoms)
     edge_index, shifts = neighbor_list(structure, cutoff)
     return structure.positions, structure.numbers, edge_index.contiguous(), shifts @ structure.cell[0]
