@@ -3,26 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ggnn_ff.errors import InputError, UnstableDynamics, tell
-
-if TYPE_CHECKING:
-    from ggnn_ff.contract import Certification, Contract
+from ggnn_ff.console import console, print_contract, progress_bar, tell_of_contract
+from ggnn_ff.errors import InputError, UnstableDynamics
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console()
 
 EXTRAS = {  # module that an extra brings -> its name
     "lightning": "train",
@@ -92,7 +85,7 @@ def sample(
     """Label frames of a molecule with a quantum-chemistry engine, for training; resumes after a kill."""
     from ggnn_ff.data.sample import sample as run
 
-    with _bar("frames") as (progress, task):
+    with progress_bar("frames") as (progress, task):
         path = run(
             structure,
             output,
@@ -124,7 +117,7 @@ def label(
     """Label frames anew: by an engine, corrected by potentials, or with the difference to it; resumes after a kill."""
     from ggnn_ff.label import label as run
 
-    with _bar("frames") as (progress, task):
+    with progress_bar("frames") as (progress, task):
         labelled = run(
             frames,
             output,
@@ -146,7 +139,7 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file; see examples/"
     folder = fit(read_config(config))
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes; the first one prints
         return
-    _print_contract(folder)
+    print_contract(folder)
     console.print(f"potential in {folder}; export it with: ggnn-ff export {folder} -o potential.pt", soft_wrap=True)
 
 
@@ -165,7 +158,7 @@ def export(
 @app.command()
 def info(potential: Annotated[str, typer.Argument(help="shipped name, file or folder")]) -> None:
     """Show the contract of a potential."""
-    _print_contract(potential)
+    print_contract(potential)
 
 
 @app.command()
@@ -283,24 +276,15 @@ def md(
     loaded = load_potential(potential, device=device, dtype=dtype)
     if replicas is not None:
         results = run_replicas(loaded, find_structure(structure), output, settings, replicas, compile=compile_potential)
-        _tell_of_contract(potential, loaded.contract)
+        tell_of_contract(potential, loaded.contract)
         stopped = [result for result in results if result.stopped is not None]
         for one in stopped:
             console.print(f"{one.folder.name}: {one.stopped}", soft_wrap=True, markup=False)
         console.print(f"{replicas} replicas in {output}, {len(stopped)} of them stopped", soft_wrap=True)
         sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
-    _tell_of_contract(potential, loaded.contract)
+    tell_of_contract(potential, loaded.contract)
     console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
-
-
-def _tell_of_contract(potential: str, contract: "Contract") -> None:
-    if contract.certification is None:
-        tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
-    elif not contract.certification.passed:
-        tell(f"{potential} failed its certification; `ggnn-ff info` shows where")
-    if contract.domain is None:
-        tell(f"{potential} does not describe its training data, so that runs cannot tell when they leave it")
 
 
 @app.command()
@@ -468,48 +452,3 @@ def compare(
     console.print(f"raw figures and pictures in {output}", soft_wrap=True, markup=False)
     if failures:
         sys.exit(1)
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar and its task, which counts `unit`."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield progress, progress.add_task("", total=None)
-
-
-def _add_certification(table: Table, certification: "Certification") -> None:
-    outcome = "passed" if certification.passed else "FAILED"
-    about = f"{outcome}, {certification.date}, {certification.structure}, ggnn-ff {certification.package_version}"
-    table.add_row("certification", about)
-    for figure in certification.figures:
-        verdict = {True: "pass", False: "FAIL", None: "not judged"}[figure.passed]
-        value = "" if figure.value is None else f"{figure.value:.3g} {figure.unit}, "
-        table.add_row(f"certification.{figure.name}", value + verdict)
-
-
-def _print_contract(potential: str | Path) -> None:
-    from ggnn_ff.export import load_potential
-
-    contract = load_potential(potential).contract
-    table = Table(title=str(potential), show_header=False)
-    table.add_column("field", overflow="fold")
-    table.add_column("value", overflow="fold")
-    for field, value in contract.model_dump(exclude={"example": True, "domain": {"surroundings"}}).items():
-        if field == "certification" and contract.certification is not None:
-            _add_certification(table, contract.certification)
-        else:
-            for name, text in _rows(field, value):
-                table.add_row(name, text)
-    console.print(table)
-
-
-def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """A row for each value of a contract; lists of hyper-parameters and distances stay in one."""
-    if isinstance(value, dict) and name not in ("hyperparameters", "domain.distances"):
-        for key, item in value.items():
-            yield from _rows(f"{name}.{key}", item)
-    elif isinstance(value, float):
-        yield name, f"{value:.4g}"
-    else:
-        yield name, "none" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
