@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import write
+from typer.testing import CliRunner
 from untrained import write_untrained
 
+from ggnn_ff.cli import app
 from ggnn_ff.data.engines import engine_calculator
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.structures import find_structure
@@ -124,3 +126,12 @@ def test_the_journal_names_what_the_labels_depend_on(tmp_path: Path):
     settings = json.loads((tmp_path / "new.xyz.journal").read_text().splitlines()[0])
     assert settings["corrections"] == [load_potential(tmp_path / "correction0").contract.identity]
     assert settings["engine"].startswith("gfn2-xtb (tblite ")
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path):
+    frames, new = _structures(tmp_path / "frames.xyz", 2), tmp_path / "new.xyz"
+    arguments = ["label", str(frames), "-o", str(new), "--correction", str(_correction(tmp_path, 0))]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "2 frames of PBE, estimated from GFN2-xTB in" in result.output
+    assert len(read_frames(new)) == 2
