@@ -269,7 +269,7 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
 
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Computes once what depends on nothing but weights and constants."""
-    known: dict[fx.Node, Tensor] = {}
+    known: dict[fx.Node, Any] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
             value = getattr(graph, node.target)
@@ -279,8 +279,10 @@ def _fold_constants(graph: fx.GraphModule) -> None:
             result = node.target(*fx.map_arg(node.args, known.get), **fx.map_arg(node.kwargs, known.get))
             if isinstance(result, Tensor):
                 known[node] = result.contiguous()
+            elif isinstance(result, tuple | list):  # of tensors, which are taken from it one by one
+                known[node] = result
     for number, (node, value) in enumerate(known.items()):
-        if node.op == "get_attr" or all(user in known for user in node.users):
+        if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in known for user in node.users):
             continue
         name = f"_folded_{number}"
         graph.register_buffer(name, value)
