@@ -51,7 +51,9 @@ def test_the_example_configuration_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "potentials").glob("*/recipe.yaml")), ids=lambda path: path.parent.name
+    "recipe", sorted((ROOT / "potentials").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_recipes_are_valid(recipe: Path) -> None:
-    assert read_config(recipe).data.train.name == "train.xyz"
+    data = read_config(recipe).data
+    assert data.train.name in ("train.xyz", "difference.xyz", "xtb.xyz", "many.xyz")
+    assert data.test is None or data.test.name == "test.xyz"
