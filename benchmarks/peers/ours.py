@@ -19,10 +19,11 @@ from ggnn_ff.potential import Potential
 
 
 def untrained(name: str, hyperparameters: dict[str, Any]) -> LoadedPotential:
-    """A potential with random weights, in float32, cutoff 5 angstrom."""
+    """A potential with random weights and forces too small to move much, in float32, cutoff 5 angstrom."""
     torch.manual_seed(0)
     settings = MODELS[name].hyperparameters(**hyperparameters)
     potential = Potential(name, settings, 5.0, ELEMENTS, torch.float32)
+    potential.scale.fill_(1e-3)
     nothing = TrainingData(name="none", n_train=1, n_valid=0, sha256="0" * 64)
     contract = make_contract(
         potential,

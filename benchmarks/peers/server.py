@@ -19,7 +19,7 @@ from ase.calculators.calculator import Calculator
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
-TIMESTEP, TEMPERATURE = 0.5, 300.0  # fs, K
+TIMESTEP, TEMPERATURE = 0.05, 300.0  # fs, K; small, since random weights would blow structures up
 WARM_UP, MOST = 5, 200  # steps
 ELEMENTS = ["H", "C", "N", "O"]
 
