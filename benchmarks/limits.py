@@ -22,7 +22,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-os.environ["GGNN_FF_CACHE"] = tempfile.mkdtemp()  # packages that can be profiled are not for the user's cache
+PACKAGES = tempfile.TemporaryDirectory()  # those that can be profiled are not for the user's cache
+os.environ["GGNN_FF_CACHE"] = PACKAGES.name
 sys.path.append(str(Path(__file__).parent / "peers"))
 
 import numpy as np

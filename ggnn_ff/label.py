@@ -48,8 +48,9 @@ def label(
         with a difference "<that of the files> minus <the engine's>".
 
     Raises:
-        InputError: files that cannot be read or have no labels where these are needed, corrections of something else,
-            arguments that exclude each other, a frame that the engine cannot do, or a journal of another call.
+        InputError: files that cannot be read or have no labels where these are needed, an output that exists,
+            corrections of something else, arguments that exclude each other, a frame that the engine cannot do, or a
+            journal of another call.
     """
     if difference and corrections:
         raise InputError(
@@ -61,6 +62,9 @@ def label(
         )
     if not paths:
         raise InputError("`paths` must name at least one file, got none")
+    unfinished = Path(f"{output}.journal")
+    if output.exists() and not unfinished.exists():
+        raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
     old = _one_level([read_frames(path, level_of_theory=level_of_theory) for path in paths]) if difference else []
     structures = _structures(old) if difference else [atoms for path in paths for atoms in read_structures(path)]
     adding, level = _adding(corrections, engine)
@@ -70,7 +74,7 @@ def label(
         "corrections": [calculator.potential.contract.identity for calculator in adding],
         "difference": difference,
     }
-    journal = Journal(Path(f"{output}.journal"), settings)
+    journal = Journal(unfinished, settings)
     try:
         with one_thread():
             for k in range(len(journal.records), len(structures)):
@@ -140,8 +144,8 @@ def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculat
         energy, forces = one.get_potential_energy(), one.get_forces()
     except CalculationFailed as error:
         raise InputError(
-            f"`paths`: {ENGINES[engine]} failed for frame {index} of all ({error}); take it out. The frames until then "
-            "are kept: the same command goes on only with the same files"
+            f"`paths`: {ENGINES[engine]} failed for frame {index} of all ({error}); take it out of its file, and "
+            "delete the journal beside the output, which is of the old file"
         ) from error
     for calculator in adding:
         one.calc = calculator

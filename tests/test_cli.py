@@ -41,7 +41,8 @@ def potential(potential_folder: Path, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["quickstart", "sample", "label", "train", "export", "info", "potentials", "evaluate", "md", "check", "compare"],
+    ["quickstart", "sample", "label", "train", "export", "info", "potentials", "evaluate", "compile", "md", "check"]
+    + ["certify", "compare"],
 )
 def test_each_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])

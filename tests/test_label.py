@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.calculators.calculator import CalculationFailed
+from ase.calculators.lj import LennardJones
 from ase.io import write
 from typer.testing import CliRunner
 from untrained import write_untrained
@@ -113,6 +115,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="electrons"):
         label([radical], new)
     assert not new.exists()
+
+
+def test_an_output_is_not_overwritten(tmp_path: Path):
+    frames = _structures(tmp_path / "frames.xyz", 1)
+    before = frames.read_bytes()
+    with pytest.raises(InputError, match=r"`output`: .*frames.xyz exists and would be overwritten"):
+        label([frames], frames)
+    assert frames.read_bytes() == before
+
+
+def test_a_frame_that_the_engine_cannot_do_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Failing(LennardJones):
+        def calculate(self, *args, **kwargs):
+            raise CalculationFailed("no convergence")
+
+    made = iter([LennardJones(), Failing()])
+    monkeypatch.setattr("ggnn_ff.label.engine_calculator", lambda engine: next(made))
+    with pytest.raises(InputError, match=r"GFN2-xTB failed for frame 1 of all \(no convergence\); take it out"):
+        label([_structures(tmp_path / "frames.xyz", 2)], tmp_path / "new.xyz")
 
 
 def test_the_journal_names_what_the_labels_depend_on(tmp_path: Path):

@@ -24,9 +24,8 @@ struct Tables { // which products there are
   int64_t n_rows, n_pairs, n_terms;
   const int64_t *component, *path, *term_pair, *term_harmonic;
   const double* coefficient;
-  std::vector<int64_t> first;       // pairs of each row: first[r] ... first[r + 1] - 1; their components are consecutive
-  std::vector<int64_t> order;       // rows, those of equal components together
-  std::vector<int64_t> by_harmonic; // terms, those of equal harmonics together
+  std::vector<int64_t> first; // pairs of each row: first[r] ... first[r + 1] - 1; their components are consecutive
+  std::vector<int64_t> order; // rows, those of equal components together
 
   Tables(const Tensor& pairs, const Tensor& paths, const Tensor& terms, const Tensor& coefficients)
       : n_rows(paths.size(0)), n_pairs(pairs.size(1)), n_terms(terms.size(1)), first(paths.size(0) + 1, 0) {
@@ -39,18 +38,13 @@ struct Tables { // which products there are
     coefficient = coefficients.const_data_ptr<double>();
     for (int64_t k = 0; k < n_pairs; ++k) ++first[row[k] + 1];
     for (int64_t r = 0; r < n_rows; ++r) first[r + 1] += first[r];
-    order = sorted(n_rows, [&](int64_t r) { return component[first[r]]; });
-    by_harmonic = sorted(n_terms, [&](int64_t q) { return term_harmonic[q]; });
+    order.resize(n_rows);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return component[first[a]] < component[first[b]];
+    });
   }
   int64_t count(int64_t row) const { return first[row + 1] - first[row]; }
-
-private:
-  template <typename Key> static std::vector<int64_t> sorted(int64_t n, Key key) {
-    std::vector<int64_t> numbers(n);
-    std::iota(numbers.begin(), numbers.end(), 0);
-    std::stable_sort(numbers.begin(), numbers.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
-    return numbers;
-  }
 };
 
 struct Sizes {
@@ -85,12 +79,12 @@ template <typename T> class Mixed {
   using Block = typename Lanes<T>::type;
   const Tables& tables;
   std::vector<T> coefficients;
-  std::vector<Block> t, y;
+  std::vector<Block> t, y, sums;
 
 public:
   Mixed(const Tables& tables, const Sizes& s)
       : tables(tables), coefficients(tables.coefficient, tables.coefficient + tables.n_terms), t(tables.n_pairs),
-        y(s.harmonics) {}
+        y(s.harmonics), sums(s.harmonics) {}
 
   void mix(const T* harmonics, int64_t n_edges) {
     for (size_t h = 0; h < y.size(); ++h)
@@ -106,14 +100,11 @@ public:
   const T* of_edge(int64_t e) const { return reinterpret_cast<const T*>(t.data()) + e; } // that of k at k * kWidth
 
   // Derivatives with respect to the harmonics of one edge from those with respect to its t, by channel.
-  void unmix(T* dy, const Block* dt) const {
-    int64_t q = 0;
-    for (size_t h = 0; h < y.size(); ++h) {
-      Block one = {};
-      for (; q < tables.n_terms && tables.term_harmonic[tables.by_harmonic[q]] == static_cast<int64_t>(h); ++q)
-        one += coefficients[tables.by_harmonic[q]] * dt[tables.term_pair[tables.by_harmonic[q]]];
-      dy[h] = sum<T>(one);
-    }
+  void unmix(T* dy, const Block* dt) {
+    std::fill(sums.begin(), sums.end(), Block{});
+    for (int64_t q = 0; q < tables.n_terms; ++q)
+      sums[tables.term_harmonic[q]] += coefficients[q] * dt[tables.term_pair[q]];
+    for (size_t h = 0; h < sums.size(); ++h) dy[h] = sum<T>(sums[h]);
   }
 };
 
