@@ -22,8 +22,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-PACKAGES = tempfile.TemporaryDirectory()  # those that can be profiled are not for the user's cache
-os.environ["GGNN_FF_CACHE"] = PACKAGES.name
 sys.path.append(str(Path(__file__).parent / "peers"))
 
 import numpy as np
@@ -179,6 +177,20 @@ def measure(
     }
 
 
+def measured(only: str, peaks: tuple[float, float]) -> list[dict[str, Any]]:
+    """A row for each architecture whose name contains a word, and each structure."""
+    rows = []
+    for candidate in (one for one in CANDIDATES if one.script == "ours" and only.lower() in one.name.lower()):
+        loaded = untrained(candidate.arguments[0], json.loads(candidate.arguments[1]))
+        graph, _ = traced(eager_form(loaded), loaded)
+        potential = compile_potential(loaded)
+        for system, atoms in structures().items():
+            row = {"model": candidate.name.removeprefix("ours: "), "system": system}
+            rows.append(row | measure(potential, atoms, graph, peaks))
+            print(json.dumps(rows[-1]))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="architectures whose name contains this word")
@@ -187,15 +199,9 @@ def main() -> None:
     inductor.cpp.enable_kernel_profile = True
     inductor.profiler_mark_wrapper_call = True
     peaks = rates()
-    rows = []
-    for candidate in (one for one in CANDIDATES if one.script == "ours" and given.only.lower() in one.name.lower()):
-        loaded = untrained(candidate.arguments[0], json.loads(candidate.arguments[1]))
-        graph, _ = traced(eager_form(loaded), loaded)
-        potential = compile_potential(loaded)
-        for system, atoms in structures().items():
-            row = {"model": candidate.name.removeprefix("ours: "), "system": system}
-            rows.append(row | measure(potential, atoms, graph, peaks))
-            print(json.dumps(rows[-1]))
+    with tempfile.TemporaryDirectory() as packages:  # those that can be profiled are not for the user's cache
+        os.environ["GGNN_FF_CACHE"] = packages
+        rows = measured(given.only, peaks)
     lines = [
         "| | | ms | Mflop | MB | limit (ms) | over it | "
         + " | ".join(f"{part} (%)" for part in [*PARTS, THE_REST])

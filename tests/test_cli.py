@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from ase.build import molecule
 from typer.testing import CliRunner
 
@@ -39,11 +40,7 @@ def potential(potential_folder: Path, tmp_path: Path) -> str:
     return str(tmp_path / "potential.pt")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["quickstart", "sample", "label", "train", "export", "info", "potentials", "evaluate", "compile", "md", "check"]
-    + ["certify", "compare"],
-)
+@pytest.mark.parametrize("command", typer.main.get_command(cli.app).commands)
 def test_each_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
