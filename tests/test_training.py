@@ -1,5 +1,6 @@
 """Training: what it is told, that it learns, what it keeps, and that a kill changes nothing."""
 
+import io
 import os
 import pickle
 import random
@@ -40,6 +41,7 @@ from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.folder import check_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.start import load_start
+from ggnn_ff.training.vector import OneVector
 from ggnn_ff.units import EV_PER_HARTREE
 
 N_TRAIN, N_VALID, N_TEST = 60, 20, 20
@@ -429,6 +431,22 @@ def test_float32_has_float64_scale_and_shift_only(trained):
     assert {name for name, kind in kinds.items() if kind == torch.float64} == {"scale", "shift"}
 
 
+def test_one_vector_is_the_model_with_all_its_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.SiLU(), torch.nn.Linear(4, 1, bias=False)).double()
+    vector = OneVector(model)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert [name for name, _ in vector.named_parameters()] == ["weights"]
+    torch.testing.assert_close(vector(x), model(x))
+    with torch.no_grad():
+        for parameter in (vector.weights, *model.parameters()):
+            parameter.mul_(1.5)
+    torch.testing.assert_close(vector(x), model(x))
+    model(x).sum().backward()
+    vector(x).sum().backward()
+    for name, gradient in vector.parts(vector.weights.grad).items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad)
+
+
 # What it keeps
 
 
@@ -440,7 +458,7 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
     step = TrainingModule.training_step
 
     def watched(module, *arguments):
-        history.append({name: p.detach().clone() for name, p in module.model.potential.named_parameters()})
+        history.append(module.model.parts(module.model.weights.detach().clone()))
         return step(module, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -448,7 +466,8 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
         dictate_losses(patch, lambda epoch: 1.0 + abs(epoch - best))
         train(config)
     current = last_checkpoint(config.output)["current_model_state"]
-    history.append({name: current[f"model.potential.{name}"] for name in history[0]})
+    module = TrainingModule(build_potential(config, load_split(config.data).train)[0], config, 1.0)
+    history.append(module.model.parts(current["model.weights"]))
     for number, after in enumerate(history[1:]):  # the first update copies, the others average
         previous = averages[-1] if averages else after
         averages.append({name: decay * previous[name] + (1 - decay) * after[name] for name in after})
@@ -456,11 +475,11 @@ def test_the_averaged_weights_of_the_best_validation_are_kept(tmp_path, data):
             at_epoch_end.append(averages[-1])
     stored = weights(config.output)
     for name, expected in at_epoch_end[best].items():
-        torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stored[name.removeprefix("potential.")], expected, rtol=1e-4, atol=1e-6)
     name = "readout.0.weight"
-    assert not torch.allclose(stored[name], history[(best + 1) * steps][name], rtol=1e-4, atol=1e-6)
-    module = TrainingModule(build_potential(config, load_split(config.data).train)[0], config, 1.0)
-    module.model.potential.load_state_dict(stored)
+    last = history[(best + 1) * steps][f"potential.{name}"]
+    assert not torch.allclose(stored[name], last, rtol=1e-4, atol=1e-6)
+    module.load_state_dict(best_checkpoint(config.output)["state_dict"])
     module.model.eval()
     valid = GraphDataset(load_split(config.data).valid, 4.0)
     batch = valid.collate(list(range(len(valid))))
@@ -828,6 +847,16 @@ def test_a_truncated_checkpoint_is_named(tmp_path, data, unbroken, kept):
         train(config)
 
 
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path, data, unbroken):
+    checkpoint = last_checkpoint(unbroken)
+    for key in ("state_dict", "current_model_state"):
+        checkpoint[key] = {"model.potential.embedding.weight": torch.zeros(2)}
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    with pytest.raises(InputError, match=r"`output` .* a training of an older version"):
+        train(spoiled_run(tmp_path, data, unbroken, content.getvalue()))
+
+
 def test_a_full_disk_names_the_file_and_leaves_the_older_checkpoint(tmp_path, data, unbroken):
     config = small(data, tmp_path / "run")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -928,7 +957,8 @@ def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path, nam
             module.zero_grad()
             loss = function(batch)
             loss.backward()
-            results.append([loss.detach(), *(p.grad.clone() for p in module.parameters())])
+            gradients = module.model.parts(module.model.weights.grad.clone())
+            results.append([loss.detach(), *gradients.values()])
         for first, second in zip(*results, strict=True):
             torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
         assert any(bool(gradient.abs().max() > 1e-3) for gradient in results[0][1:])
@@ -960,8 +990,8 @@ def test_edges_that_make_frames_equal_change_neither_loss_nor_gradient(tmp_path,
 
 def test_compiled_loss_refuses_a_batch_with_another_number_of_angles(monkeypatch):
     """A chain and a star of four atoms have equally many edges, but not equally many triplets."""
-    monkeypatch.setattr(CompiledLoss, "_compile", lambda self, batch: (lambda *tensors: [torch.zeros(())], True))
-    compiled = CompiledLoss(torch.nn.Module(), lambda prediction, batch: prediction.energy)
+    monkeypatch.setattr(CompiledLoss, "_compile", lambda self, batch: (lambda *tensors: (torch.zeros(()), None), True))
+    compiled = CompiledLoss(OneVector(torch.nn.Linear(1, 1)), lambda prediction, batch: prediction.energy)
     nothing = torch.zeros(0)
     chain, star = (
         Batch(torch.zeros(4, 3), nothing, nothing, torch.tensor(edges), nothing, nothing, 1, nothing, nothing)

@@ -19,7 +19,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def with_kernels(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters of `model`, with C++ where there is any for the device.
+    """A copy that shares the tensors of `model`, with C++ where there is any for the device.
 
     That also tells torch the operators which a compiled form of `model` calls by name.
 
@@ -27,9 +27,10 @@ def with_kernels(model: nn.Module) -> nn.Module:
         InputError: the compiler cannot build it.
     """
     found = [name for name, module in model.named_modules() if type(module) in REPLACEMENTS]
-    if not found or next(model.parameters()).device.type != "cpu":
+    tensors = [*model.parameters(), *model.buffers()]
+    if not found or tensors[0].device.type != "cpu":
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared = {id(tensor): tensor for tensor in tensors}
     twin = copy.deepcopy(model, memo=shared)
     for name in found:
         plain = twin.get_submodule(name)

@@ -20,10 +20,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file is damaged, or holds more than tensors and plain values.
+        OSError: it cannot be read.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
         raise InputError(
             f"{path} is not a checkpoint of a training, or is damaged ({type(error).__name__}); delete the folder "
             f"{path.parent} to train from the start"

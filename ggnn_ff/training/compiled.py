@@ -1,10 +1,10 @@
-"""The loss and its gradient with respect to all parameters, traced and compiled as one graph."""
+"""The loss and its gradient with respect to all weights, traced and compiled as one graph."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -12,19 +12,20 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.forces import Prediction
 from ggnn_ff.kernels import with_kernels
 from ggnn_ff.training.batches import Batch
+from ggnn_ff.training.vector import OneVector
 
 
 class _WithGradient(torch.autograd.Function):
     """A loss whose gradient is known already: backward hands it on."""
 
     @staticmethod
-    def forward(context: Any, loss: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
-        context.gradients = gradients
+    def forward(context: Any, loss: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+        context.gradient = gradient
         return loss.clone()
 
     @staticmethod
     def backward(context: Any, *outputs: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(context.gradients, outputs[0])
+        return None, None, context.gradient * outputs[0]
 
 
 class CompiledLoss:
@@ -34,10 +35,8 @@ class CompiledLoss:
     gradient is taken while tracing, so that what is compiled is a plain function of tensors.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Prediction, Batch], Tensor]) -> None:
+    def __init__(self, model: OneVector, loss: Callable[[Prediction, Batch], Tensor]) -> None:
         self.model, self.loss = model, loss
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.shape: tuple[int, ...] | None = None
         self.with_angles = True  # whether the graph holds for one number of angles only
         self.compiled: Callable[..., Any] | None = None
@@ -59,22 +58,21 @@ class CompiledLoss:
                 f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges); set `run.compile: false`"
             )
         with torch.no_grad():
-            loss, *gradients = self.compiled([p.detach() for p in self.parameters], *_tensors(batch))
-        return _WithGradient.apply(loss, tuple(gradients), *self.parameters)
+            loss, gradient = self.compiled(self.model.weights.detach(), *_tensors(batch))
+        return _WithGradient.apply(loss, gradient, self.model.weights)
 
     def _compile(self, batch: Batch) -> tuple[Callable[..., Any], bool]:
         """The graph, and whether numbers were read from tensors to make it: how many angles there are."""
-        n_structures, model = batch.n_structures, with_kernels(self.model)
+        n_structures, model = batch.n_structures, with_kernels(self.model.model)
 
-        def loss_and_gradient(parameters: list[Tensor], *tensors: Tensor) -> list[Tensor]:
+        def loss_and_gradient(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
             positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
             given = Batch(positions, numbers, cell, edge_index, shifts, index, n_structures, energy, forces)
-            prediction = functional_call(model, dict(zip(self.names, parameters, strict=True)), given.inputs)
-            loss = self.loss(prediction, given)
-            return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+            loss = self.loss(functional_call(model, self.model.parts(weights), given.inputs), given)
+            return loss.detach(), torch.autograd.grad(loss, weights)[0]
 
-        leaves = [p.detach().clone().requires_grad_(True) for p in self.parameters]
-        graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(leaves, *_tensors(batch))
+        leaf = self.model.weights.detach().clone().requires_grad_(True)
+        graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(leaf, *_tensors(batch))
         reading = torch.ops.aten._local_scalar_dense.default  # what it gives is a constant of the graph
         with_angles = any(node.target is reading for node in graph.graph.nodes)
         graph.graph.eliminate_dead_code()

@@ -34,6 +34,7 @@ from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
 from ggnn_ff.training.start import copy_weights, load_start, started_from
 from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
+from ggnn_ff.training.vector import OneVector
 
 
 def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
@@ -79,8 +80,8 @@ def _finish(
     start: LoadedPotential | None,
 ) -> None:
     """Writes the durable form with the weights of a `TrainingModule`, and measured errors."""
-    potential = potential.cpu()
-    potential.load_state_dict({name.removeprefix("model.potential."): tensor for name, tensor in weights.items()})
+    parts = OneVector(potential).parts(weights["model.weights"])
+    potential.load_state_dict({**potential.state_dict(), **parts})
     for parameter in potential.parameters():
         parameter.requires_grad_(False)
     _refit_shift(potential, split.train)

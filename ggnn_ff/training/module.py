@@ -8,11 +8,13 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
+from ggnn_ff.errors import InputError
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import LossConfig, TrainingConfig
+from ggnn_ff.training.vector import OneVector
 
 
 def energy_forces_loss(prediction: Prediction, batch: Batch, loss: LossConfig, forces_rms: float) -> Tensor:
@@ -29,10 +31,11 @@ class TrainingModule(lightning.LightningModule):
 
     def __init__(self, potential: Potential, config: TrainingConfig, forces_rms: float) -> None:
         super().__init__()
-        self.model = EnergyForces(potential)
+        self.model = OneVector(EnergyForces(potential))
         self.config = config
         self.forces_rms = forces_rms
         self._compiled: CompiledLoss | None = None
+        self._losses: list[Tensor] = []  # of the batches of this epoch
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -42,10 +45,13 @@ class TrainingModule(lightning.LightningModule):
             loss = self._compiled(batch)
         else:
             loss = self._loss(self.model(*batch.inputs), batch)
-        self.log(
-            "train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.n_structures, sync_dist=True
-        )
+        self._losses.append(loss.detach())
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean loss of the epoch."""
+        self.log("train_loss", torch.stack(self._losses).mean(), sync_dist=True)
+        self._losses.clear()
 
     def _loss(self, prediction: Prediction, batch: Batch) -> Tensor:
         return energy_forces_loss(prediction, batch, self.config.loss, self.forces_rms)
@@ -77,6 +83,18 @@ class TrainingModule(lightning.LightningModule):
         smallest = settings.smallest_learning_rate / settings.learning_rate
         progress = min(self.trainer.strategy.broadcast(self._seconds()) / (60.0 * budget_minutes), 1.0)
         return smallest + (1.0 - smallest) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses what cannot be gone on from.
+
+        Raises:
+            InputError: the checkpoint is of a version that kept each weight by itself.
+        """
+        if "model.weights" not in checkpoint["state_dict"]:
+            raise InputError(
+                f"`output` {self.config.output} has a training of an older version, which this one cannot go on with; "
+                "delete the folder to train from the start, or finish with the version that began it"
+            )
 
     def configure_optimizers(self) -> Any:
         """AdamW with the configured schedule."""
