@@ -68,11 +68,15 @@ class CompiledLoss:
         def loss_and_gradient(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
             positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
             given = Batch(positions, numbers, cell, edge_index, shifts, index, n_structures, energy, forces)
-            loss = self.loss(functional_call(model, self.model.parts(weights), given.inputs), given)
-            return loss.detach(), torch.autograd.grad(loss, weights)[0]
+            parts = {name: part.detach().requires_grad_(True) for name, part in self.model.parts(weights).items()}
+            loss = self.loss(functional_call(model, parts, given.inputs), given)
+            gradients = torch.autograd.grad(loss, list(parts.values()))
+            # Copies, since the compiler may lay out a gradient otherwise than where this is traced.
+            copies = [one.clone(memory_format=torch.contiguous_format).flatten() for one in gradients]
+            return loss.detach(), torch.cat(copies)
 
-        leaf = self.model.weights.detach().clone().requires_grad_(True)
-        graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(leaf, *_tensors(batch))
+        weights = self.model.weights.detach()
+        graph = make_fx(loss_and_gradient, _error_on_data_dependent_ops=False)(weights, *_tensors(batch))
         reading = torch.ops.aten._local_scalar_dense.default  # what it gives is a constant of the graph
         with_angles = any(node.target is reading for node in graph.graph.nodes)
         graph.graph.eliminate_dead_code()
