@@ -10,8 +10,8 @@ from torch.func import functional_call
 class OneVector(nn.Module):
     """A model whose only parameter is `weights`: all of its own, one after the other, of one floating-point type.
 
-    Small models have a hundred small tensors of weights, and what goes over these in every step costs as much as the
-    gradient itself. Adam, clipping by the norm and exponential averages do the same to one vector.
+    Adam, clipping by the norm and exponential averages do the same to one vector as to its parts, in less time where
+    the parts are small.
     """
 
     def __init__(self, model: nn.Module) -> None:
