@@ -52,16 +52,7 @@ def label(
             corrections of something else, arguments that exclude each other, a frame that the engine cannot do, or a
             journal of another call.
     """
-    if difference and corrections:
-        raise InputError(
-            "`corrections` must be absent with `difference`, which is taken from the engine alone; drop one"
-        )
-    if level_of_theory is not None and not difference:
-        raise InputError(
-            "`level_of_theory` is of the labels in the files, which are used only with `difference`; drop it"
-        )
-    if not paths:
-        raise InputError("`paths` must name at least one file, got none")
+    _check_arguments(paths, corrections, difference, level_of_theory)
     unfinished = Path(f"{output}.journal")
     if output.exists() and not unfinished.exists():
         raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
@@ -94,6 +85,21 @@ def label(
     write_extxyz(output, labelled)
     journal.path.unlink()
     return labelled
+
+
+def _check_arguments(
+    paths: Sequence[Path], corrections: Sequence[str | Path], difference: bool, level_of_theory: str | None
+) -> None:
+    if difference and corrections:
+        raise InputError(
+            "`corrections` must be absent with `difference`, which is taken from the engine alone; drop one"
+        )
+    if level_of_theory is not None and not difference:
+        raise InputError(
+            "`level_of_theory` is of the labels in the files, which are used only with `difference`; drop it"
+        )
+    if not paths:
+        raise InputError("`paths` must name at least one file, got none")
 
 
 def _one_level(files: list[LabelledFrames]) -> list[LabelledFrames]:
