@@ -33,10 +33,9 @@ class OneVector(nn.Module):
 
 
 def _without_parameters(model: nn.Module) -> nn.Module:
-    """A copy with buffers in place of parameters; these are given anew in every call."""
+    """A copy whose parameters are None: they are given anew in every call."""
     twin = copy.deepcopy(model)
     for module in twin.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach(), persistent=False)
+        for name, _ in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, None)
     return twin
