@@ -11,10 +11,12 @@ from ggnn_ff.compiled import AtomicEnergies
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.irreps import TensorProductConvolution
 from ggnn_ff.kernels import sums, with_kernels
+from ggnn_ff.kernels.attention import FusedAttention
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
 from ggnn_ff.kernels.tables import tabulated
 from ggnn_ff.models import MODELS
+from ggnn_ff.models.equivariant_transformer import AttentionSum, Filters
 from ggnn_ff.models.mace import MACE, MACEHyperparameters, SymmetricContraction
 from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
@@ -91,6 +93,43 @@ def test_convolution_and_its_first_two_derivatives_are_those_of_the_model(l_in, 
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
 
 
+def attention(n_atoms, n_features, n_heads, dtype=torch.float64):
+    """Plain and fused, and arguments with an atom that has no neighbours."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    plain = AttentionSum(n_heads)
+    fused = with_kernels(torch.nn.Sequential(plain, torch.nn.Linear(1, 1)))[0]
+    assert isinstance(fused, FusedAttention)
+    edge_index = torch.randint(1, n_atoms, (2, 6 * n_atoms), generator=generator)
+    edge_index = edge_index[:, edge_index[0].argsort()]
+    n_edges = edge_index.shape[1]
+    of_atoms = [random(n_atoms, n_features), random(n_atoms, n_features), random(n_atoms, 3 * n_features)]
+    of_edges = [random(n_edges, n_features), random(n_edges, 3 * n_features), random(n_edges, 3)]
+    return plain, fused, [*of_atoms, random(n_atoms, 3, n_features), *of_edges], edge_index
+
+
+def heard(module, inputs, edge_index):
+    """What atoms hear, and the gradient of a function of it with respect to all inputs."""
+    leaves = [tensor.clone().requires_grad_(True) for tensor in inputs]
+    outputs = module(*leaves[:4], Filters(*leaves[4:]), edge_index)
+    return [*outputs, *torch.autograd.grad(sum(y.sin().sum() for y in outputs), leaves)]
+
+
+@pytest.mark.parametrize(("n_features", "n_heads"), [(32, 4), (32, 2), (21, 3), (40, 1)])
+def test_attention_and_its_derivatives_are_those_of_the_model(n_features, n_heads):
+    plain, fused, inputs, edge_index = attention(N_ATOMS, n_features, n_heads)
+    for ours, reference in zip(heard(fused, inputs, edge_index), heard(plain, inputs, edge_index), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_is_fused_for_inference_only():
+    plain = torch.nn.Sequential(AttentionSum(4), torch.nn.Linear(1, 1))
+    assert with_kernels(plain, training=True) is plain
+
+
 def test_unsorted_edges_are_refused():
     fused = with_kernels(torch.nn.Sequential(TensorProductConvolution(0, 0, 0), torch.nn.Linear(1, 1)))[0]
     ones = torch.ones(2, 1, 4)
@@ -108,7 +147,7 @@ def test_foreign_elements_and_atoms_are_refused():
         fused([torch.ones(2, 1, 4)], torch.ones(2, 1), torch.ones(2, 4), torch.tensor([[0, 1], [1, 2]]))
 
 
-def gradient_with(threads):
+def convolution_gradient():
     """Of a sum over 500 edges of 80 atoms, in float32."""
     generator = torch.Generator().manual_seed(0)
     fused = with_kernels(torch.nn.Sequential(TensorProductConvolution(1, 2, 1), torch.nn.Linear(1, 1)))[0]
@@ -117,19 +156,29 @@ def gradient_with(threads):
     x = torch.randn(80, 4, 40, generator=generator).requires_grad_(True)
     y = torch.randn(500, 9, generator=generator)
     w = torch.randn(500, fused.n_paths * 40, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        outputs = fused(list(x.split([1, 3], dim=1)), y, w, edge_index)
-        return torch.autograd.grad(sum(out.sin().sum() for out in outputs), x)[0]
-    finally:
-        torch.set_num_threads(before)
+    outputs = fused(list(x.split([1, 3], dim=1)), y, w, edge_index)
+    return torch.autograd.grad(sum(out.sin().sum() for out in outputs), x)
 
 
-def test_threads_change_no_more_than_the_last_digits_and_those_always_in_one_way():
-    one, two = gradient_with(1), gradient_with(2)
+def attention_gradient():
+    """With 480 edges of 80 atoms, in float32."""
+    _, fused, inputs, edge_index = attention(80, 40, 5, torch.float32)
+    return heard(fused, inputs, edge_index)
+
+
+@pytest.mark.parametrize("gradient", [convolution_gradient, attention_gradient])
+def test_threads_change_no_more_than_the_last_digits_and_those_always_in_one_way(gradient):
+    def with_threads(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return gradient()
+        finally:
+            torch.set_num_threads(before)
+
+    one, two, again = with_threads(1), with_threads(2), with_threads(2)
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
-    assert torch.equal(gradient_with(2), two)
+    assert all(torch.equal(first, second) for first, second in zip(two, again, strict=True))
 
 
 @pytest.mark.parametrize("name", ["schnet", "painn", "nequip", "mace", "equivariant_transformer", "dimenet"])

@@ -8,25 +8,31 @@ import copy
 from torch import nn
 
 from ggnn_ff.irreps import TensorProductConvolution
+from ggnn_ff.kernels.attention import FusedAttention
 from ggnn_ff.kernels.contraction import FusedContraction
 from ggnn_ff.kernels.convolution import FusedConvolution
+from ggnn_ff.models.equivariant_transformer import AttentionSum
 from ggnn_ff.models.mace import SymmetricContraction
 
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     SymmetricContraction: FusedContraction,
     TensorProductConvolution: FusedConvolution,
 }
+FOR_INFERENCE: dict[type[nn.Module], type[nn.Module]] = {
+    AttentionSum: FusedAttention
+}  # no second derivative
 
 
-def with_kernels(model: nn.Module) -> nn.Module:
-    """A copy that shares the tensors of `model`, with C++ where there is any for the device.
+def with_kernels(model: nn.Module, *, training: bool = False) -> nn.Module:
+    """A copy that shares the tensors of `model`, with C++ where there is any for the device, and for `training`.
 
     That also tells torch the operators which a compiled form of `model` calls by name.
 
     Raises:
         InputError: the compiler cannot build it.
     """
-    found = [name for name, module in model.named_modules() if type(module) in REPLACEMENTS]
+    replacements = REPLACEMENTS if training else REPLACEMENTS | FOR_INFERENCE
+    found = [name for name, module in model.named_modules() if type(module) in replacements]
     tensors = [*model.parameters(), *model.buffers()]
     if not found or tensors[0].device.type != "cpu":
         return model
@@ -34,5 +40,5 @@ def with_kernels(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, memo=shared)
     for name in found:
         plain = twin.get_submodule(name)
-        twin.set_submodule(name, REPLACEMENTS[type(plain)](plain))
+        twin.set_submodule(name, replacements[type(plain)](plain))
     return twin

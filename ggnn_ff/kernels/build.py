@@ -22,7 +22,7 @@ def load_operators(name: str) -> None:
         InputError: the compiler cannot build it.
     """
     source = Path(__file__).with_name(f"{name}.cpp")
-    texts = [file.read_text(encoding="utf8") for file in (source, source.with_name("lanes.h"))]
+    texts = [file.read_text(encoding="utf8") for file in (source, *sorted(source.parent.glob("*.h")))]
     facts = [texts, FLAGS, torch.__version__, machine()]
     path = cache_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.so"
     if not path.exists():

@@ -14,6 +14,7 @@
 #include <numeric>
 #include <vector>
 
+#include "edges.h"
 #include "lanes.h"
 
 namespace {
@@ -59,19 +60,6 @@ Sizes check(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor& edg
   TORCH_CHECK(edges.size(0) == 2 && y.size(0) == edges.size(1) && w.size(0) == edges.size(1) && w.size(2) == x.size(2),
               "convolution: sizes do not fit");
   return {x.size(0), x.size(1), x.size(2), edges.size(1), y.size(1), w.size(1)};
-}
-
-// The first edge of each centre, and the end.
-std::vector<int64_t> starts(const int64_t* centre, const int64_t* neighbour, const Sizes& s) {
-  std::vector<int64_t> start(s.atoms + 1, 0);
-  for (int64_t e = 0; e < s.edges; ++e) {
-    TORCH_CHECK(0 <= centre[e] && centre[e] < s.atoms && 0 <= neighbour[e] && neighbour[e] < s.atoms,
-                "convolution: an edge of an atom that is not there");
-    TORCH_CHECK(e == 0 || centre[e - 1] <= centre[e], "convolution: edges must be sorted by centre");
-    ++start[centre[e] + 1];
-  }
-  for (int64_t i = 0; i < s.atoms; ++i) start[i + 1] += start[i];
-  return start;
 }
 
 // t of up to kWidth edges side by side: what belongs to the pair k of the edge e is t[k][e].
@@ -186,8 +174,8 @@ Tensor convolve(const Tensor& x, const Tensor& y, const Tensor& w, const Tensor&
                 const Tensor& paths, const Tensor& terms, const Tensor& coefficients) {
   const Sizes s = check(x, y, w, edges);
   const Tables tables(pairs, paths, terms, coefficients);
-  const int64_t *centre = edges.const_data_ptr<int64_t>(), *neighbour = centre + s.edges;
-  const std::vector<int64_t> start = starts(centre, neighbour, s);
+  const int64_t* neighbour = edges.const_data_ptr<int64_t>() + s.edges;
+  const std::vector<int64_t> start = starts(edges, s.atoms);
   Tensor a = at::empty({s.atoms, tables.n_rows, s.channels}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "convolution", [&] {
     const scalar_t *px = x.const_data_ptr<scalar_t>(), *py = y.const_data_ptr<scalar_t>();
@@ -230,10 +218,9 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
   const Sizes s = check(x, y, w, edges);
   const Tables tables(pairs, paths, terms, coefficients);
   TORCH_CHECK(g.is_contiguous() && g.size(0) == s.atoms && g.size(1) == tables.n_rows, "convolution: wrong gradient");
-  const int64_t *centre = edges.const_data_ptr<int64_t>(), *neighbour = centre + s.edges;
-  const std::vector<int64_t> start = starts(centre, neighbour, s);
-  // A part of the centres for each thread, the same ones each time.
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), s.atoms / 16));
+  const int64_t* neighbour = edges.const_data_ptr<int64_t>() + s.edges;
+  const std::vector<int64_t> start = starts(edges, s.atoms);
+  const int64_t parts = parts_of(s.atoms);
   Tensor to_x = at::zeros({parts, s.atoms, s.components, s.channels}, x.options());
   Tensor to_y = at::empty_like(y), to_w = at::empty_like(w);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "convolution_gradient", [&] {

@@ -62,19 +62,64 @@ class Geometry(NamedTuple):
     directions: Tensor  # (E, 3)
 
 
+class Filters(NamedTuple):
+    """What the distance does to keys and values of E edges, and their directions."""
+
+    key: Tensor  # (E, F)
+    value: Tensor  # (E, 3 F)
+    directions: Tensor  # (E, 3)
+
+
+class AttentionSum(nn.Module):
+    """What atoms hear from their neighbours; without weights of its own."""
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.activation = nn.SiLU()
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, vectors: Tensor, filters: Filters, edge_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over the edges of each atom: scalars (N, F) and vectors (N, 3, F).
+
+        Args:
+            query: of who hears, (N, F).
+            key: of who is heard, (N, F).
+            value: of who is heard, (N, 3 F).
+            vectors: of who is heard, (N, 3, F).
+            filters: of the edges.
+            edge_index: centres and neighbours, (2, E).
+        """
+        centre, neighbour = edge_index[0], edge_index[1]
+        ds, dv = self.messages(query[centre], key[neighbour], value[neighbour], vectors[neighbour], filters)
+        return torch.zeros_like(query).index_add(0, centre, ds), torch.zeros_like(vectors).index_add(0, centre, dv)
+
+    def messages(
+        self, query: Tensor, key: Tensor, value: Tensor, vectors: Tensor, filters: Filters
+    ) -> tuple[Tensor, Tensor]:
+        """The same for each edge by itself, with a row for each edge everywhere."""
+        products = query * key * filters.key
+        attention = self.activation(products.unflatten(1, [self.n_heads, -1]).sum(dim=2))  # (E, heads)
+        ds, dv_vector, dv_direction = (value * filters.value).split(query.shape[1], dim=1)  # (E, F) each
+        ds = (ds.unflatten(1, [self.n_heads, -1]) * attention.unsqueeze(2)).flatten(1)
+        dv = vectors * dv_vector.unsqueeze(1) + filters.directions.unsqueeze(2) * dv_direction.unsqueeze(1)
+        return ds, dv
+
+
 class EquivariantAttention(nn.Module):
     """Modified attention mechanism and update layer; equation 9 splits the values in three."""
 
     def __init__(self, n_features: int, n_heads: int, n_radial: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.n_heads = n_heads
         self.norm = nn.LayerNorm(n_features)
         self.query = dense(n_features, n_features)
         self.key = dense(n_features, n_features)
         self.value = dense(n_features, 3 * n_features)
         self.distance_key = dense(n_radial, n_features)
         self.distance_value = dense(n_radial, 3 * n_features)
+        self.attention = AttentionSum(n_heads)
         self.output = dense(n_features, 3 * n_features)
         self.mix = dense(n_features, 3 * n_features, bias=False)  # the matrices U1, U2, U3
         self.activation = nn.SiLU()
@@ -83,39 +128,20 @@ class EquivariantAttention(nn.Module):
         self, scalars: Tensor, vectors: Tensor, edge_index: Tensor, edges: Geometry, itself: Geometry
     ) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after attention; `itself` is the one edge from any atom to itself."""
-        centre, neighbour = edge_index[0], edge_index[1]
         normed = self.norm(scalars)
         query, key, value = self.query(normed), self.key(normed), self.value(normed)
-        own_ds, own_dv = self.attend(query, key, value, vectors, itself)
-        ds, dv = self.attend(query[centre], key[neighbour], value[neighbour], vectors[neighbour], edges)
-        heard = own_ds.index_add(0, centre, ds)
-        a_vv, a_sv, a_ss = self.output(heard).split(self.n_features, dim=1)  # (N, F) each
+        own_ds, own_dv = self.attention.messages(query, key, value, vectors, self.filters(itself))
+        ds, dv = self.attention(query, key, value, vectors, self.filters(edges), edge_index)
+        a_vv, a_sv, a_ss = self.output(own_ds + ds).split(self.n_features, dim=1)  # (N, F) each
         u1, u2, u3 = self.mix(vectors).split(self.n_features, dim=2)  # (N, 3, F) each
         scalars = scalars + a_ss + a_sv * (u1 * u2).sum(dim=1)
-        return scalars, (vectors + own_dv + a_vv.unsqueeze(1) * u3).index_add(0, centre, dv)
+        return scalars, vectors + own_dv + dv + a_vv.unsqueeze(1) * u3
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, vectors: Tensor, edges: Geometry
-    ) -> tuple[Tensor, Tensor]:
-        """What atoms hear over E edges.
-
-        Args:
-            query: of who hears, (E, F).
-            key: of who is heard, (E, F).
-            value: of who is heard, (E, 3 F).
-            vectors: of who is heard, (E, 3, F).
-            edges: between them.
-
-        Returns:
-            Scalars (E, F) and vectors (E, 3, F).
-        """
-        products = query * key * self.activation(self.distance_key(edges.radial))
-        attention = self.activation(products.unflatten(1, [self.n_heads, -1]).sum(dim=2))  # (E, heads)
-        values = value * self.activation(self.distance_value(edges.radial)) * edges.envelope
-        ds, dv_vector, dv_direction = values.split(self.n_features, dim=1)  # (E, F) each
-        ds = (ds.unflatten(1, [self.n_heads, -1]) * attention.unsqueeze(2)).flatten(1)
-        dv = vectors * dv_vector.unsqueeze(1) + edges.directions.unsqueeze(2) * dv_direction.unsqueeze(1)
-        return ds, dv
+    def filters(self, edges: Geometry) -> Filters:
+        """Of E edges."""
+        key = self.activation(self.distance_key(edges.radial))
+        value = self.activation(self.distance_value(edges.radial)) * edges.envelope
+        return Filters(key, value, edges.directions)
 
 
 class GatedEquivariantBlock(nn.Module):

@@ -63,7 +63,7 @@ class CompiledLoss:
 
     def _compile(self, batch: Batch) -> tuple[Callable[..., Any], bool]:
         """The graph, and whether numbers were read from tensors to make it: how many angles there are."""
-        n_structures, model = batch.n_structures, with_kernels(self.model.model)
+        n_structures, model = batch.n_structures, with_kernels(self.model.model, training=True)
 
         def loss_and_gradient(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
             positions, numbers, cell, edge_index, shifts, index, energy, forces = tensors
