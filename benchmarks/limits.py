@@ -73,12 +73,13 @@ class Count(fx.Interpreter):
     def count(self, name: str, args: tuple, result: Any) -> None:
         """Adds what one operation does."""
         if name.startswith("ggnn_ff_spline"):
-            x, table = args[-4], args[-3]
-            width, degree = table.shape[2], table.shape[1]
-            self.operations += 2 * (degree - 1) * x.shape[0] * width
-            rows = len(torch.unique(((x - args[-2]) / args[-1]).floor()))
-            self.moved(*(one for one in args[:-3] if isinstance(one, Tensor)), result)
-            self.bytes += rows * degree * width * table.element_size()
+            *given, table, first, step = args
+            x, n_terms = (given[0], 6) if "values" in name else (given[1], 5)
+            intervals = torch.unique(((x - first) / step).floor())
+            rows = torch.unique(intervals[:, None] + torch.arange(n_terms))
+            self.operations += 2 * n_terms * x.shape[0] * table.shape[1]
+            self.moved(*given[: 2 if n_terms == 5 else 1], result)
+            self.bytes += len(rows) * table.shape[1] * table.element_size()
         elif name.startswith("ggnn_ff_convolution"):
             w, pairs, terms = args[-6], args[-4], args[-2]
             edges, channels = w.shape[0], w.shape[2]

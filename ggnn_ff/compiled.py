@@ -27,7 +27,7 @@ from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.neighbors import neighbor_list
 
 MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
-REVISION = 5  # of the way packages are made; those of another are made anew
+REVISION = 6  # of the way packages are made; those of another are made anew
 
 
 class AtomicEnergies(nn.Module):

@@ -18,9 +18,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     SymmetricContraction: FusedContraction,
     TensorProductConvolution: FusedConvolution,
 }
-FOR_INFERENCE: dict[type[nn.Module], type[nn.Module]] = {
-    AttentionSum: FusedAttention
-}  # no second derivative
+FOR_INFERENCE: dict[type[nn.Module], type[nn.Module]] = {AttentionSum: FusedAttention}  # no second derivative
 
 
 def with_kernels(model: nn.Module, *, training: bool = False) -> nn.Module:

@@ -108,7 +108,8 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
   const int64_t* neighbour = edges.const_data_ptr<int64_t>() + s.edges;
   const std::vector<int64_t> start = starts(edges, s.atoms);
   const int64_t parts = parts_of(s.atoms); // of the centres, the same ones each time
-  Tensor to_q = at::zeros_like(q), of_neighbours = at::zeros({parts, s.atoms, 7, f}, q.options());
+  Tensor to_q = at::zeros_like(q), to_k = at::zeros({parts, s.atoms, f}, q.options());
+  Tensor to_v = at::zeros({parts, s.atoms, 3 * f}, q.options()), to_u = at::zeros({parts, s.atoms, 3, f}, q.options());
   Tensor to_dk = at::empty_like(dk), to_dv = at::empty_like(dv), to_directions = at::empty_like(directions);
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "attend_gradient", [&] {
     using T = scalar_t;
@@ -116,18 +117,19 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
     const T *pq = q.const_data_ptr<T>(), *pk = k.const_data_ptr<T>(), *pv = v.const_data_ptr<T>();
     const T *pu = u.const_data_ptr<T>(), *pdk = dk.const_data_ptr<T>(), *pdv = dv.const_data_ptr<T>();
     const T *pd = directions.const_data_ptr<T>(), *pgs = gs.const_data_ptr<T>(), *pgt = gt.const_data_ptr<T>();
-    T *rq = to_q.mutable_data_ptr<T>(), *rn = of_neighbours.mutable_data_ptr<T>();
+    T *rq = to_q.mutable_data_ptr<T>(), *rk = to_k.mutable_data_ptr<T>();
+    T *rv = to_v.mutable_data_ptr<T>(), *ru = to_u.mutable_data_ptr<T>();
     T *rdk = to_dk.mutable_data_ptr<T>(), *rdv = to_dv.mutable_data_ptr<T>();
     T* rd = to_directions.mutable_data_ptr<T>();
     at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
       for (int64_t part = from; part < to; ++part)
         for (int64_t i = part * s.atoms / parts; i < (part + 1) * s.atoms / parts; ++i)
           for (int64_t e = start[i]; e < start[i + 1]; ++e) {
-            const int64_t j = neighbour[e];
+            const int64_t j = neighbour[e], mine = part * s.atoms + j;
             const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
                                pdk + e * f, pdv + 3 * e * f, pd + 3 * e,     f, per_head};
             const T *gsi = pgs + i * f, *gti = pgt + 3 * i * f;
-            T *qi = rq + i * f, *kj = rn + (part * s.atoms + j) * 7 * f, *vj = kj + f, *uj = kj + 4 * f;
+            T *qi = rq + i * f, *kj = rk + mine * f, *vj = rv + 3 * mine * f, *uj = ru + 3 * mine * f;
             T *dke = rdk + e * f, *dve = rdv + 3 * e * f;
             Block along[3] = {};
             for (int64_t first = 0; first < f; first += per_head) {
@@ -168,14 +170,8 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
           }
     });
   });
-  const Tensor all = parts == 1 ? of_neighbours.squeeze(0) : of_neighbours.sum(0); // (N, 7, F)
-  return {to_q,
-          all.select(1, 0).contiguous(),
-          all.slice(1, 1, 4).reshape_as(v),
-          all.slice(1, 4, 7).contiguous(),
-          to_dk,
-          to_dv,
-          to_directions};
+  const auto all = [&](const Tensor& of_parts) { return parts == 1 ? of_parts.squeeze(0) : of_parts.sum(0); };
+  return {to_q, all(to_k), all(to_v), all(to_u), to_dk, to_dv, to_directions};
 }
 
 } // namespace

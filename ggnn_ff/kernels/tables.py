@@ -3,7 +3,6 @@
 Found in the graph of operations of any architecture: the nodes that follow from the edge lengths and constants.
 """
 
-import math
 from functools import cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from ggnn_ff.neighbors import SHORTEST_DISTANCE
 LARGEST_ERROR = 1e-8  # of radial functions, over the largest value; slopes, and so forces, are then good to 1e-6
 USUAL_DISTANCE = 0.5  # angstrom; that is asked from here on
 KNOTS = (129, 257, 513, 1025)  # the first that is good enough
+DEGREE = 5
 aten = torch.ops.aten
 
 
@@ -45,12 +45,15 @@ def tabulated(atomic_energies: nn.Module, example: tuple[Tensor, Tensor, Tensor]
     if fitted is None:
         return atomic_energies
     first, step, tables, shapes = fitted
-    for number, (end, table, shape) in enumerate(zip(ends, tables, shapes, strict=True)):
+    for number, (end, (table, slopes), shape) in enumerate(zip(ends, tables, shapes, strict=True)):
         graph.register_buffer(f"_spline_{number}", table)
+        graph.register_buffer(f"_slopes_{number}", slopes)
         with graph.graph.inserting_after(lengths):
             spline = graph.graph.get_attr(f"_spline_{number}")
         with graph.graph.inserting_after(spline):
-            arguments = (lengths, spline, first, step)
+            its_slopes = graph.graph.get_attr(f"_slopes_{number}")
+        with graph.graph.inserting_after(its_slopes):
+            arguments = (lengths, spline, its_slopes, first, step)
             values = graph.graph.call_function(torch.ops.ggnn_ff_spline.values.default, arguments)
         with graph.graph.inserting_after(values):
             shaped = graph.graph.call_function(aten.reshape.default, (values, [-1, *shape]))
@@ -135,8 +138,8 @@ def _is_worth_it(node: fx.Node, radial: set[fx.Node]) -> bool:
 
 def _tables(
     graph: fx.GraphModule, lengths: fx.Node, size: Any, radial: set[fx.Node], ends: list[fx.Node], cutoff: float
-) -> tuple[float, float, list[Tensor], list[list[int]]] | None:
-    """First knot, their distance; for each end coefficients (intervals, 6, width) and its shape after the edges.
+) -> tuple[float, float, list[tuple[Tensor, Tensor]], list[list[int]]] | None:
+    """First knot, their distance; for each end the coefficients of B-splines and of their slopes, and its shape.
 
     None where the splines would need too many knots.
     """
@@ -159,23 +162,26 @@ def _tables(
 
     for n_knots in KNOTS:
         x = torch.linspace(SHORTEST_DISTANCE, cutoff, n_knots, dtype=torch.float64)
-        parts = evaluate(x)
-        splines = [make_interp_spline(x.numpy(), part.reshape(n_knots, -1).numpy(), k=5) for part in parts]
-        between = x[:-1] + 0.5 * (x[1] - x[0])
+        step = float(x[1] - x[0])
+        ends_too = torch.cat([x, x[:2] + step / 2, x[-2:] - step / 2]).sort()[0]  # as many points as B-splines
+        parts = [part.reshape(len(ends_too), -1).numpy() for part in evaluate(ends_too)]
+        beyond = step * np.arange(1, DEGREE + 1)
+        knots = np.concatenate([float(x[0]) - beyond[::-1], x.numpy(), float(x[-1]) + beyond])
+        splines = [make_interp_spline(ends_too.numpy(), part, k=DEGREE, t=knots) for part in parts]
+        between = x[:-1] + 0.5 * step
         between = between[between > USUAL_DISTANCE]
-        exact = [part.reshape(len(between), -1).numpy() for part in evaluate(between)]
-        pairs = zip(splines, exact, strict=True)
+        exact = evaluate(between)
+        pairs = [(spline, part.reshape(len(between), -1).numpy()) for spline, part in zip(splines, exact, strict=True)]
         if all(np.abs(spline(between.numpy()) - e).max() <= LARGEST_ERROR * np.abs(e).max() for spline, e in pairs):
             break
     else:
         return None
-    step, dtype = float(x[1] - x[0]), lengths.meta["val"].dtype
-    tables = []
-    for spline in splines:  # a Taylor series of fifth degree from each knot is the spline itself
-        terms = [spline.derivative(p)(x[:-1].numpy()) * (step**p / math.factorial(p)) for p in range(1, 6)]
-        coefficients = np.stack([spline(x[:-1].numpy()), *terms], axis=1)
-        tables.append(torch.from_numpy(coefficients).to(dtype).contiguous())
-    return SHORTEST_DISTANCE, step, tables, [list(part.shape[1:]) for part in parts]
+    dtype = lengths.meta["val"].dtype
+    tables = [
+        (torch.from_numpy(spline.c).to(dtype), torch.from_numpy(np.diff(spline.c, axis=0) / step).to(dtype))
+        for spline in splines
+    ]
+    return SHORTEST_DISTANCE, step, tables, [list(part.shape[1:]) for part in exact]
 
 
 def _double(value: Any) -> Any:
@@ -188,14 +194,14 @@ def register() -> None:
     load_operators("spline")
     operators = torch.ops.ggnn_ff_spline
     fake = torch.library.register_fake
-    fake("ggnn_ff_spline::values", lambda x, c, first, step: x.new_empty(x.shape[0], c.shape[2]))
-    fake("ggnn_ff_spline::gradient", lambda g, x, c, first, step: torch.empty_like(x))
+    fake("ggnn_ff_spline::values", lambda x, c, slopes, first, step: x.new_empty(x.shape[0], c.shape[1]))
+    fake("ggnn_ff_spline::gradient", lambda g, x, slopes, first, step: torch.empty_like(x))
 
     def keep(ctx: Any, inputs: tuple, output: object) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.grid = inputs[2:]
+        ctx.save_for_backward(inputs[0], inputs[2])
+        ctx.grid = inputs[3:]
 
     def backward(ctx: Any, g: Tensor) -> tuple:
-        return operators.gradient(g.contiguous(), *ctx.saved_tensors, *ctx.grid), None, None, None
+        return operators.gradient(g.contiguous(), *ctx.saved_tensors, *ctx.grid), None, None, None, None
 
     torch.library.register_autograd("ggnn_ff_spline::values", backward, setup_context=keep)
