@@ -56,13 +56,17 @@ class Convolution(nn.Module):
 
 
 class Displacement(nn.Module):
-    """Coordinate update, equation 4."""
+    """Coordinate update, equation 4.
+
+    A hyperbolic tangent bounds phi_x, an option of the authors' code: pushes would otherwise grow with the square of
+    the distances that they make, from layer to layer, until training ends in numbers that are not finite.
+    """
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
         last = nn.Linear(n_features, 1, bias=False)
         nn.init.xavier_uniform_(last.weight, gain=0.001)  # atoms hardly move at first, as in the authors' code
-        self.phi_x = nn.Sequential(nn.Linear(n_features, n_features), nn.SiLU(), last)
+        self.phi_x = nn.Sequential(nn.Linear(n_features, n_features), nn.SiLU(), last, nn.Tanh())
 
     def forward(
         self, edge_vectors: Tensor, messages: Tensor, weights: Tensor, edge_index: Tensor, n_atoms: int
