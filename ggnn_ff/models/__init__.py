@@ -48,7 +48,7 @@ class Architecture(NamedTuple):
 MODELS: dict[str, Architecture] = {
     "schnet": Architecture(SchNet, SchNetHyperparameters, schnet.PRESETS, schnet.readout),
     "dimenet": Architecture(DimeNet, DimeNetHyperparameters, dimenet.PRESETS, linear_readout),
-    "egnn": Architecture(EGNN, EGNNHyperparameters, egnn.PRESETS),
+    "egnn": Architecture(EGNN, EGNNHyperparameters, egnn.PRESETS, learning_rate=1e-3),
     "equivariant_transformer": Architecture(
         EquivariantTransformer,
         EquivariantTransformerHyperparameters,
