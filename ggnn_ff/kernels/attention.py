@@ -11,7 +11,7 @@ from ggnn_ff.models.equivariant_transformer import AttentionSum, Filters
 
 
 class FusedAttention(AttentionSum):
-    """An `AttentionSum` that stores nothing of the size of edges times features; for inference only."""
+    """An `AttentionSum` that stores no messages; for inference only."""
 
     def __init__(self, plain: AttentionSum) -> None:
         super().__init__(plain.n_heads)

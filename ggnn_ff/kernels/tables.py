@@ -163,12 +163,12 @@ def _tables(
     for n_knots in KNOTS:
         x = torch.linspace(SHORTEST_DISTANCE, cutoff, n_knots, dtype=torch.float64)
         step = float(x[1] - x[0])
-        ends_too = torch.cat([x, x[:2] + step / 2, x[-2:] - step / 2]).sort()[0]  # as many points as B-splines
-        parts = [part.reshape(len(ends_too), -1).numpy() for part in evaluate(ends_too)]
+        points = torch.cat([x, x[:2] + step / 2, x[-2:] - step / 2]).sort()[0]  # as many points as B-splines
+        parts = [part.reshape(len(points), -1).numpy() for part in evaluate(points)]
         beyond = step * np.arange(1, DEGREE + 1)
         knots = np.concatenate([float(x[0]) - beyond[::-1], x.numpy(), float(x[-1]) + beyond])
-        splines = [make_interp_spline(ends_too.numpy(), part, k=DEGREE, t=knots) for part in parts]
-        between = x[:-1] + 0.5 * step
+        splines = [make_interp_spline(points.numpy(), part, k=DEGREE, t=knots) for part in parts]
+        between = (x[:-1].unsqueeze(1) + step * torch.tensor([0.25, 0.5, 0.75])).flatten()
         between = between[between > USUAL_DISTANCE]
         exact = evaluate(between)
         pairs = [(spline, part.reshape(len(between), -1).numpy()) for spline, part in zip(splines, exact, strict=True)]
