@@ -16,7 +16,7 @@ namespace {
 
 using at::Tensor;
 
-// Of E numbers; rows of a table, which are one less than intervals and degree together.
+// How many there are on the grid: a table has a row for each, and `degree` more.
 int64_t intervals(const Tensor& x, const Tensor& table, int degree) {
   TORCH_CHECK(x.dim() == 1 && table.dim() == 2 && table.size(0) > degree && x.is_contiguous() &&
                   table.is_contiguous() && x.scalar_type() == table.scalar_type(),

@@ -59,7 +59,7 @@ class Displacement(nn.Module):
     """Coordinate update, equation 4.
 
     A hyperbolic tangent bounds phi_x, an option of the authors' code: pushes would otherwise grow with the square of
-    the distances that they make, from layer to layer, until training ends in numbers that are not finite.
+    the distances that they make, from layer to layer, and may leave the range of float32.
     """
 
     def __init__(self, n_features: int) -> None:
