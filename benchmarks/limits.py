@@ -44,6 +44,7 @@ aten = torch.ops.aten
 PARTS = {  # of the profile -> beginnings of the names of events
     "matrix products": ("aoti_torch_cpu_mm", "aoti_torch_cpu_addmm", "aoti_torch_cpu_bmm", "aten::mm", "aten::addmm"),
     "tensor products": ("ggnn_ff_convolution", "ggnn_ff_contraction"),
+    "attention": ("ggnn_ff_attention",),
     "splines": ("ggnn_ff_spline",),
     "generated loops": ("graph_", "cpp_fused"),
 }
@@ -94,6 +95,10 @@ class Count(fx.Interpreter):
             of_monomials = 10 if "gradient" in name else 4
             self.operations += of_monomials * a.shape[0] * c.shape[1] * c.shape[2] * c.shape[3]
             self.moved(*args[:-2], result)
+        elif name.startswith("ggnn_ff_attention"):
+            key_filter = args[-5]
+            self.operations += (51 if "gradient" in name else 20) * key_filter.numel()
+            self.moved(*args[:-1], *result)
         elif name in ("aten.mm.default", "aten.addmm.default", "aten.bmm.default"):
             left, right = args[-2], args[-1]
             self.operations += 2 * left.numel() * right.shape[-1]
