@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "edges.h"
@@ -39,26 +40,32 @@ Sizes check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& u, 
 
 // One edge: pointers to its rows.
 template <typename T> struct Edge {
-  using Block = typename Lanes<T>::type;
   const T *q, *k, *v, *u, *dk, *dv, *direction;
-  int64_t f, per_head;
+};
 
-  // q . k dk over the features of the head that begins at `first`.
-  T product(int64_t first) const {
+// W features of a head beside each other; heads are made of whole blocks.
+template <typename T, int W> struct Blocks {
+  using Block = typename Lanes<T, W>::type;
+  static Block at(const T* from) { return load<T, W>(from); }
+  static void put(T* to, const Block& block) { store<T, W>(to, block); }
+  static void add(T* to, const Block& block) { store<T, W>(to, at(to) + block); }
+
+  // q . k dk over the features from `first` on, of which a head has `n`.
+  static T product(const Edge<T>& edge, int64_t first, int64_t n) {
     Block sums = {};
-    for (int64_t c = first; c < first + per_head; c += kWidth) {
-      const int n = width(first + per_head, c);
-      sums += load(q + c, n) * load(k + c, n) * load(dk + c, n);
-    }
-    return sum<T>(sums);
+    for (int64_t c = first; c < first + n; c += W) sums += at(edge.q + c) * at(edge.k + c) * at(edge.dk + c);
+    return sum<T, W>(sums);
   }
 };
 
-template <typename T> T logistic(T x) { return T(1) / (T(1) + std::exp(-x)); }
-
-template <typename T> void add(T* to, const typename Lanes<T>::type& block, int n) {
-  store(to, load(to, n) + block, n);
+// Calls f(W) with the widest block that heads of so many features are made of.
+template <typename F> void with_blocks(int64_t per_head, const F& f) {
+  if (per_head % kWidth == 0) f(std::integral_constant<int, kWidth>());
+  else if (per_head % (kWidth / 2) == 0) f(std::integral_constant<int, kWidth / 2>());
+  else f(std::integral_constant<int, 1>());
 }
+
+template <typename T> T logistic(T x) { return T(1) / (T(1) + std::exp(-x)); }
 
 std::tuple<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& u, const Tensor& dk,
                                   const Tensor& dv, const Tensor& directions, const Tensor& edges, int64_t heads) {
@@ -73,25 +80,28 @@ std::tuple<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor
     const T *pu = u.const_data_ptr<T>(), *pdk = dk.const_data_ptr<T>(), *pdv = dv.const_data_ptr<T>();
     const T* pd = directions.const_data_ptr<T>();
     T *ps = scalars.mutable_data_ptr<T>(), *pt = vectors.mutable_data_ptr<T>();
-    at::parallel_for(0, s.atoms, 16, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i)
-        for (int64_t e = start[i]; e < start[i + 1]; ++e) {
-          const int64_t j = neighbour[e];
-          const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
-                             pdk + e * f, pdv + 3 * e * f, pd + 3 * e,     f, per_head};
-          T *si = ps + i * f, *ti = pt + 3 * i * f;
-          for (int64_t first = 0; first < f; first += per_head) {
-            const T product = edge.product(first), attention = product * logistic(product);
-            for (int64_t c = first; c < first + per_head; c += kWidth) {
-              const int n = width(first + per_head, c);
-              add(si + c, attention * load(edge.v + c, n) * load(edge.dv + c, n), n);
-              const auto of_vector = load(edge.v + f + c, n) * load(edge.dv + f + c, n);
-              const auto of_direction = load(edge.v + 2 * f + c, n) * load(edge.dv + 2 * f + c, n);
-              for (int x = 0; x < 3; ++x)
-                add(ti + x * f + c, load(edge.u + x * f + c, n) * of_vector + edge.direction[x] * of_direction, n);
+    with_blocks(per_head, [&](auto width) {
+      constexpr int W = decltype(width)::value;
+      using B = Blocks<T, W>;
+      at::parallel_for(0, s.atoms, 16, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i)
+          for (int64_t e = start[i]; e < start[i + 1]; ++e) {
+            const int64_t j = neighbour[e];
+            const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
+                               pdk + e * f, pdv + 3 * e * f, pd + 3 * e};
+            T *si = ps + i * f, *ti = pt + 3 * i * f;
+            for (int64_t first = 0; first < f; first += per_head) {
+              const T product = B::product(edge, first, per_head), attention = product * logistic(product);
+              for (int64_t c = first; c < first + per_head; c += W) {
+                B::add(si + c, attention * B::at(edge.v + c) * B::at(edge.dv + c));
+                const auto of_vector = B::at(edge.v + f + c) * B::at(edge.dv + f + c);
+                const auto of_direction = B::at(edge.v + 2 * f + c) * B::at(edge.dv + 2 * f + c);
+                for (int x = 0; x < 3; ++x)
+                  B::add(ti + x * f + c, B::at(edge.u + x * f + c) * of_vector + edge.direction[x] * of_direction);
+              }
             }
           }
-        }
+      });
     });
   });
   return {scalars, vectors};
@@ -113,7 +123,6 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
   Tensor to_dk = at::empty_like(dk), to_dv = at::empty_like(dv), to_directions = at::empty_like(directions);
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "attend_gradient", [&] {
     using T = scalar_t;
-    using Block = typename Lanes<T>::type;
     const T *pq = q.const_data_ptr<T>(), *pk = k.const_data_ptr<T>(), *pv = v.const_data_ptr<T>();
     const T *pu = u.const_data_ptr<T>(), *pdk = dk.const_data_ptr<T>(), *pdv = dv.const_data_ptr<T>();
     const T *pd = directions.const_data_ptr<T>(), *pgs = gs.const_data_ptr<T>(), *pgt = gt.const_data_ptr<T>();
@@ -121,53 +130,55 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
     T *rv = to_v.mutable_data_ptr<T>(), *ru = to_u.mutable_data_ptr<T>();
     T *rdk = to_dk.mutable_data_ptr<T>(), *rdv = to_dv.mutable_data_ptr<T>();
     T* rd = to_directions.mutable_data_ptr<T>();
-    at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
-      for (int64_t part = from; part < to; ++part)
-        for (int64_t i = part * s.atoms / parts; i < (part + 1) * s.atoms / parts; ++i)
-          for (int64_t e = start[i]; e < start[i + 1]; ++e) {
-            const int64_t j = neighbour[e], mine = part * s.atoms + j;
-            const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
-                               pdk + e * f, pdv + 3 * e * f, pd + 3 * e,     f, per_head};
-            const T *gsi = pgs + i * f, *gti = pgt + 3 * i * f;
-            T *qi = rq + i * f, *kj = rk + mine * f, *vj = rv + 3 * mine * f, *uj = ru + 3 * mine * f;
-            T *dke = rdk + e * f, *dve = rdv + 3 * e * f;
-            Block along[3] = {};
-            for (int64_t first = 0; first < f; first += per_head) {
-              const T product = edge.product(first), weight = logistic(product), attention = product * weight;
-              Block heard = {};
-              for (int64_t c = first; c < first + per_head; c += kWidth) {
-                const int n = width(first + per_head, c);
-                const Block g = load(gsi + c, n), value = load(edge.v + c, n), filter = load(edge.dv + c, n);
-                heard += g * value * filter;
-                add(vj + c, attention * g * filter, n);
-                store(dve + c, attention * g * value, n);
-                const Block v2 = load(edge.v + f + c, n), v3 = load(edge.v + 2 * f + c, n);
-                const Block dv2 = load(edge.dv + f + c, n), dv3 = load(edge.dv + 2 * f + c, n);
-                const Block of_vector = v2 * dv2, of_direction = v3 * dv3;
-                Block on_vector = {}, on_direction = {};
-                for (int x = 0; x < 3; ++x) {
-                  const Block gx = load(gti + x * f + c, n);
-                  on_vector += gx * load(edge.u + x * f + c, n);
-                  on_direction += gx * edge.direction[x];
-                  along[x] += gx * of_direction;
-                  add(uj + x * f + c, gx * of_vector, n);
+    with_blocks(per_head, [&](auto width) {
+      constexpr int W = decltype(width)::value;
+      using B = Blocks<T, W>;
+      at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+        for (int64_t part = from; part < to; ++part)
+          for (int64_t i = part * s.atoms / parts; i < (part + 1) * s.atoms / parts; ++i)
+            for (int64_t e = start[i]; e < start[i + 1]; ++e) {
+              const int64_t j = neighbour[e], mine = part * s.atoms + j;
+              const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
+                               pdk + e * f, pdv + 3 * e * f, pd + 3 * e};
+              const T *gsi = pgs + i * f, *gti = pgt + 3 * i * f;
+              T *qi = rq + i * f, *kj = rk + mine * f, *vj = rv + 3 * mine * f, *uj = ru + 3 * mine * f;
+              T *dke = rdk + e * f, *dve = rdv + 3 * e * f;
+              typename B::Block along[3] = {};
+              for (int64_t first = 0; first < f; first += per_head) {
+                const T product = B::product(edge, first, per_head), weight = logistic(product), attention = product * weight;
+                typename B::Block heard = {};
+                for (int64_t c = first; c < first + per_head; c += W) {
+                  const auto g = B::at(gsi + c), value = B::at(edge.v + c), filter = B::at(edge.dv + c);
+                  heard += g * value * filter;
+                  B::add(vj + c, attention * g * filter);
+                  B::put(dve + c, attention * g * value);
+                  const auto v2 = B::at(edge.v + f + c), v3 = B::at(edge.v + 2 * f + c);
+                  const auto dv2 = B::at(edge.dv + f + c), dv3 = B::at(edge.dv + 2 * f + c);
+                  const auto of_vector = v2 * dv2, of_direction = v3 * dv3;
+                  typename B::Block on_vector = {}, on_direction = {};
+                  for (int x = 0; x < 3; ++x) {
+                    const auto gx = B::at(gti + x * f + c);
+                    on_vector += gx * B::at(edge.u + x * f + c);
+                    on_direction += gx * edge.direction[x];
+                    along[x] += gx * of_direction;
+                    B::add(uj + x * f + c, gx * of_vector);
+                  }
+                  B::add(vj + f + c, on_vector * dv2);
+                  B::add(vj + 2 * f + c, on_direction * dv3);
+                  B::put(dve + f + c, on_vector * v2);
+                  B::put(dve + 2 * f + c, on_direction * v3);
                 }
-                add(vj + f + c, on_vector * dv2, n);
-                add(vj + 2 * f + c, on_direction * dv3, n);
-                store(dve + f + c, on_vector * v2, n);
-                store(dve + 2 * f + c, on_direction * v3, n);
+                const T slope = sum<T, W>(heard) * weight * (T(1) + product * (T(1) - weight));
+                for (int64_t c = first; c < first + per_head; c += W) {
+                  const auto query = B::at(edge.q + c), key = B::at(edge.k + c), filter = B::at(edge.dk + c);
+                  B::add(qi + c, slope * key * filter);
+                  B::add(kj + c, slope * query * filter);
+                  B::put(dke + c, slope * query * key);
+                }
               }
-              const T slope = sum<T>(heard) * weight * (T(1) + product * (T(1) - weight));
-              for (int64_t c = first; c < first + per_head; c += kWidth) {
-                const int n = width(first + per_head, c);
-                const Block query = load(edge.q + c, n), key = load(edge.k + c, n), filter = load(edge.dk + c, n);
-                add(qi + c, slope * key * filter, n);
-                add(kj + c, slope * query * filter, n);
-                store(dke + c, slope * query * key, n);
-              }
+              for (int x = 0; x < 3; ++x) rd[3 * e + x] = sum<T, W>(along[x]);
             }
-            for (int x = 0; x < 3; ++x) rd[3 * e + x] = sum<T>(along[x]);
-          }
+      });
     });
   });
   const auto all = [&](const Tensor& of_parts) { return parts == 1 ? of_parts.squeeze(0) : of_parts.sum(0); };

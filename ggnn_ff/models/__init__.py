@@ -61,7 +61,7 @@ MODELS: dict[str, Architecture] = {
     "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout, 1e-2, amsgrad=True),
     "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
     "spherenet": Architecture(SphereNet, SphereNetHyperparameters, spherenet.PRESETS, linear_readout),
-    "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS, amsgrad=True),
+    "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS, learning_rate=2e-3, amsgrad=True),
 }
 
 
