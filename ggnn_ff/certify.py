@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
 from ggnn_ff.data.engines import ENGINES, engine_calculator
 from ggnn_ff.data.readers import read_frames
-from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
+from ggnn_ff.dynamics.layout import STOPPED
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
@@ -240,8 +240,8 @@ def _run(subject: Subject, start: Atoms, folder: Path, settings: MDSettings) -> 
     """Runs, or goes on, unless that has come to its end before; why it was stopped, or None."""
     record = folder / "run.json"
     status = json.loads(record.read_text(encoding="utf8"))["status"] if record.exists() else ""
-    if status != COMPLETE and not status.startswith(STOPPED):
-        try:
+    if not status.startswith(STOPPED):
+        try:  # also when complete: another run is refused, and a shorter one goes on
             run_md(subject.used, start, folder, settings, progress=False)
         except UnstableDynamics as error:
             return str(error)

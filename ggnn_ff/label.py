@@ -145,6 +145,7 @@ def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculat
     """Energy, eV, and forces (N, 3), eV/angstrom, of the engine and the mean of the corrections."""
     check_electrons(atoms)
     one = atoms.copy()
+    one.set_constraint()  # which would take forces away
     one.calc = engine_calculator(engine)  # a fresh one: labels do not depend on the frame before
     try:
         energy, forces = one.get_potential_energy(), one.get_forces()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +120,19 @@ def test_finished_comparison_is_not_done_again(compared, settings, monkeypatch):
     run(settings, compared, "schnet", "painn")
 
 
+def test_times_are_taken_again_where_they_were_deleted(compared, settings, tmp_path, monkeypatch):
+    shutil.copytree(compared, tmp_path / "copy")
+    before = rows(compared)
+    for name in ("fit", "measure_jumps", "measure_dynamics"):
+        monkeypatch.setattr(comparison, name, None)
+    (tmp_path / "copy" / "painn" / "speed.json").unlink()
+    assert run(settings, tmp_path / "copy", "schnet", "painn") == {}
+    schnet, painn = rows(tmp_path / "copy")
+    assert schnet == before[0]
+    assert painn.speed != before[1].speed
+    assert painn.model_copy(update={"speed": before[1].speed}) == before[1]
+
+
 def test_other_settings_are_refused_in_the_same_folder(compared, settings):
     other = settings.model_copy(update={"seed": 1})
     with pytest.raises(InputError, match="holds another comparison: `seed` was 0 and is now 1"):
@@ -126,12 +140,12 @@ def test_other_settings_are_refused_in_the_same_folder(compared, settings):
 
 
 def test_failure_of_one_architecture_leaves_the_others_alone(settings, compared, tmp_path, monkeypatch):
-    row = rows(compared)[0]
-
-    def make_row(settings, model, *arguments):
+    def make_row(settings, model, folder, *arguments):
         if model == "schnet":
             raise InputError("the training diverged")
-        return row.model_copy(update={"model": model})
+        folder.mkdir()
+        for name in ("row.json", "speed.json"):
+            shutil.copy(compared / model / name, folder / name)
 
     monkeypatch.setattr(comparison, "_make_row", make_row)
     assert run(settings, tmp_path, "schnet", "painn") == {"schnet": "InputError: the training diverged"}

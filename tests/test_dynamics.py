@@ -358,6 +358,18 @@ def test_atoms_on_one_place_are_refused(tmp_path, potential_in, host):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_lost_its_checkpoint_is_not_overwritten(tmp_path):
+    settings = settings_for("springs", steps=30)
+    run(Springs(), tmp_path, settings)
+    before = written(tmp_path)
+    (tmp_path / "checkpoint.npz").unlink()
+    with pytest.raises(
+        InputError, match=r"checkpoint\.npz is missing, though .*run\.json says that 30 steps were made"
+    ):
+        run(Springs(), tmp_path, settings)
+    assert written(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["energies.csv", "trajectory.xyz", "checkpoint.npz"])
 def test_files_of_others_are_not_overwritten(tmp_path, name):
     (tmp_path / name).write_text("precious")

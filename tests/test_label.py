@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms
 from ase.io import write
 from typer.testing import CliRunner
 from untrained import write_untrained
@@ -56,6 +57,16 @@ def test_labels_are_the_engine_s(tmp_path: Path):
     atoms.calc = engine_calculator()
     assert atoms.get_potential_energy() == pytest.approx(new.energy[4], abs=1e-6)
     np.testing.assert_allclose(atoms.get_forces(), new.forces[new.rows(4)], rtol=0, atol=1e-6)
+
+
+def test_constraints_take_nothing_from_the_forces(tmp_path: Path):
+    atoms = find_structure("ethanol")
+    atoms.rattle(0.05, seed=0)
+    write(tmp_path / "free.traj", atoms)
+    atoms.set_constraint(FixAtoms([0]))
+    write(tmp_path / "fixed.traj", atoms)
+    free, fixed = (label([tmp_path / f"{name}.traj"], tmp_path / f"{name}.xyz").forces for name in ("free", "fixed"))
+    np.testing.assert_allclose(fixed, free, rtol=0, atol=1e-6)
 
 
 def test_a_difference_and_the_engine_make_the_labels_again(tmp_path: Path):

@@ -279,6 +279,7 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(tmp_path: Path):
     (tmp_path / "empty.npz").touch()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     (tmp_path / "cut.xyz").write_text("".join(lines[:-2]))
+    (tmp_path / "cut_number.xyz").write_text("".join(lines)[:-4])
     (tmp_path / "foreign.npz").write_bytes(b"\x00\x01 not a data set")
     np.save(tmp_path / "array.npy", np.zeros(3))
     expected = {
@@ -286,6 +287,7 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(tmp_path: Path):
         "empty.npz": "is empty",
         "cut.npz": "truncated",
         "cut.xyz": "truncated",
+        "cut_number.xyz": "no newline|not end in a newline",
         "foreign.npz": "cannot be read",
         "array.npy": "single numpy array",
     }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 
 from ggnn_ff.data.engines import engine_calculator, one_thread
@@ -153,6 +154,7 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict, message: str
     [
         (Atoms("He"), "at least two atoms"),
         (bulk("NaCl", "rocksalt", a=5.64), "must be a molecule"),
+        (Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.74]], constraint=FixAtoms([0])), "must have no constraints"),
         (Atoms("OH", positions=[[0, 0, 0], [0, 0, 1]]), "9 electrons, of which 0 cannot be unpaired"),
     ],
 )

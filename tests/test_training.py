@@ -186,7 +186,11 @@ def test_paths_are_relative_to_the_configuration(tmp_path):
         ({"train": "absent.npz"}, "data.train"),
         ({"valid": "absent.npz", "n_valid": None}, "data.valid"),
         ({"test": "absent.npz", "n_test": None}, "data.test"),
-        ({"train_indices": "absent.csv", "valid_indices": "absent.csv", "n_train": None}, "data.train_indices"),
+        (
+            {"train_indices": "absent.csv", "valid_indices": "absent.csv"}
+            | {"n_train": None, "n_valid": None, "n_test": None},
+            "data.train_indices",
+        ),
         ({"isolated_atoms": "absent.xyz"}, "data.isolated_atoms"),
     ],
 )
@@ -194,6 +198,23 @@ def test_a_missing_file_is_named_by_its_key(tmp_path, data, frames, key):
     with pytest.raises(InputError, match=rf"^`{key}` must be .*exists, got absent"):
         train(small(data, tmp_path / "run", frames=frames))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ({"test_indices": "i.csv"}, "`data.test_indices` needs `data.train_indices`"),
+        ({"valid_indices": "i.csv", "n_valid": None}, "`data.valid_indices` needs `data.train_indices`"),
+        ({"train_indices": "i.csv"}, "`data.train_indices` needs `data.valid_indices`"),
+        (
+            {"train_indices": "i.csv", "valid_indices": "i.csv"},
+            "so `data.n_train`, `data.n_valid`, `data.n_test` must not be given",
+        ),
+    ],
+)
+def test_index_files_are_not_left_out_of_account(tmp_path, data, frames, message):
+    with pytest.raises(InputError, match=message):
+        train(small(data, tmp_path / "run", frames=frames))
 
 
 def test_isolated_atoms_are_in_the_stated_unit(tmp_path, data):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from ggnn_ff.comparison.measure import measure_dynamics, measure_jumps
 from ggnn_ff.comparison.plots import plot_accuracy_speed, plot_conservation_accuracy, plot_curves
-from ggnn_ff.comparison.row import CurvePoint, Row
+from ggnn_ff.comparison.row import CurvePoint, Row, Speed
 from ggnn_ff.comparison.settings import Settings, Sizes
 from ggnn_ff.comparison.speed import measure_speed
 from ggnn_ff.comparison.table import markdown
@@ -29,7 +29,8 @@ from ggnn_ff.training.data_files import hash_files, load_split
 from ggnn_ff.training.fit import fit
 from ggnn_ff.training.surroundings import torch_state_kept
 
-SETTINGS, ROW = "settings.json", "row.json"
+SETTINGS, ROW, SPEED = "settings.json", "row.json", "speed.json"
+_SPEEDS = TypeAdapter(list[Speed])
 
 
 def compare(
@@ -44,9 +45,10 @@ def compare(
     Args:
         settings: the same for all.
         models: names in `CANDIDATES`. Further ones may join later, in the same folder.
-        folder: receives a folder for each architecture with its training, `potential.pt`, simulations and `row.json`,
-            and for all `comparison.json`, `comparison.md`, `accuracy_speed.png`, `conservation_accuracy.png` and
-            `learning_curves.png`, anew whenever a row is finished.
+        folder: receives a folder for each architecture with its training, `potential.pt`, simulations, `speed.json`
+            and `row.json`, and for all `comparison.json`, `comparison.md`, `accuracy_speed.png`,
+            `conservation_accuracy.png` and `learning_curves.png`, anew whenever a row is finished. Where `speed.json`
+            has been deleted, times are taken again, and nothing else.
         console: is told what goes on.
         sizes: how much is measured.
 
@@ -61,15 +63,13 @@ def compare(
     failures: dict[str, str] = {}
     for number, model in enumerate(models, start=1):
         where = folder / model
-        if not (where / ROW).exists():
+        if not _is_complete(where):
             console.print(f"[{number}/{len(models)}] {model}", markup=False)
             try:
-                row = _make_row(settings, model, where, console, sizes)
+                _make_row(settings, model, where, console, sizes)
             except (InputError, RuntimeError) as error:  # of this architecture; the others go on
                 failures[model] = f"{type(error).__name__}: {error}"
                 console.print(f"{model} failed: {error}", markup=False, soft_wrap=True)
-            else:
-                _write(where / ROW, row.model_dump_json(indent=1))
         _write_results(settings, models, failures, folder, sizes)
     return failures
 
@@ -91,13 +91,16 @@ def _claim(settings: Settings, sizes: Sizes, folder: Path) -> None:
         raise InputError(f"`output` {folder} holds another comparison: {changed}; choose another folder, or delete it")
 
 
-def _make_row(settings: Settings, model: str, folder: Path, console: Console, sizes: Sizes) -> Row:
+def _make_row(settings: Settings, model: str, folder: Path, console: Console, sizes: Sizes) -> None:
+    """Writes what is not there yet of `ROW` and `SPEED`."""
+
     def say(text: str) -> None:
         console.print(f"  {text}", markup=False)
 
     config = settings.training(model, folder / "training")
-    say(f"training for {settings.budget_minutes:g} minutes")
-    fit(config, progress=console.is_terminal)
+    if not (folder / ROW).exists():
+        say(f"training for {settings.budget_minutes:g} minutes")
+        fit(config, progress=console.is_terminal)
     exported = folder / TORCHSCRIPT  # the same file after a kill, for the simulations belong to it
     potential = load_potential(exported) if exported.exists() else export_torchscript(config.output, exported)
     errors = potential.contract.test_errors
@@ -106,16 +109,20 @@ def _make_row(settings: Settings, model: str, folder: Path, console: Console, si
     if settings.compile:
         say("compiling the potential")
         potential = compile_potential(potential)
-    start = load_split(config.data).test.atoms(0)
-    curve = read_learning_curve(config.output)
     with torch_state_kept(settings.seed, 1):
-        say("time per step")
-        speed = measure_speed(potential, sizes.evaluations, sizes.seconds)
+        if not (folder / SPEED).exists():
+            say("time per step")
+            speed = measure_speed(potential, sizes.evaluations, sizes.seconds)
+            _write(folder / SPEED, _SPEEDS.dump_json(speed, indent=1).decode())
+        if (folder / ROW).exists():
+            return
+        start = load_split(config.data).test.atoms(0)
         say("jumps")
         jumps = measure_jumps(load_potential(config.output, dtype="float64"), start, sizes)
         nve, hot = measure_dynamics(potential, start, folder, sizes, settings.seed, say)
     eager = load_potential(config.output).module
-    return Row(
+    curve = read_learning_curve(config.output)
+    row = Row(
         model=model,
         hyperparameters=potential.contract.hyperparameters,
         n_parameters=sum(parameter.numel() for parameter in eager.parameters()),
@@ -123,12 +130,13 @@ def _make_row(settings: Settings, model: str, folder: Path, console: Console, si
         device=_device(config),
         epochs=int(curve.epochs[-1]) + 1,
         errors=errors,
-        speed=speed,
+        speed=_SPEEDS.validate_json((folder / SPEED).read_bytes()),
         jumps=jumps,
         nve=nve,
         hot=hot,
         curve=_points(curve),
     )
+    _write(folder / ROW, row.model_dump_json(indent=1, exclude={"speed"}))
 
 
 def _device(config: TrainingConfig) -> str:
@@ -155,7 +163,7 @@ def _write_results(
     settings: Settings, models: Sequence[str], failures: dict[str, str], folder: Path, sizes: Sizes
 ) -> None:
     """Tables and pictures of the rows there are."""
-    rows = [_read_row(folder / model / ROW) for model in models if (folder / model / ROW).exists()]
+    rows = [_read_row(folder / model) for model in models if _is_complete(folder / model)]
     machine = {
         "date": date.today().isoformat(),
         "machine": platform.platform(),
@@ -185,11 +193,18 @@ def _write_results(
         save_figure(plot_curves(rows), folder / "learning_curves.png")
 
 
-def _read_row(path: Path) -> Row:
+def _is_complete(folder: Path) -> bool:
+    return (folder / ROW).exists() and (folder / SPEED).exists()
+
+
+def _read_row(folder: Path) -> Row:
     try:
-        return Row.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path} is damaged or of another version; delete it to measure anew ({error})") from error
+        row = json.loads((folder / ROW).read_bytes())
+        return Row.model_validate({**row, "speed": json.loads((folder / SPEED).read_bytes())})
+    except (ValueError, TypeError) as error:  # also ValidationError
+        raise InputError(
+            f"{folder / ROW} or {SPEED} is damaged or of another version; delete it to measure anew ({error})"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

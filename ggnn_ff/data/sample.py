@@ -74,6 +74,8 @@ def sample(
     if equilibration < 0 or seed < 0:
         raise InputError(f"`equilibration` and `seed` must not be negative, got {equilibration} and {seed}")
     atoms = find_structure(structure)
+    if atoms.constraints:
+        raise InputError("`structure` must have no constraints, which would take forces away; use set_constraint()")
     _check_molecule(atoms)
     settings: Record = {
         "structure": f"{atoms.get_chemical_formula()} {_fingerprint(atoms)}",

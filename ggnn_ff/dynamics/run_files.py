@@ -65,6 +65,7 @@ class RunFiles:
             "settings": settings.model_dump(),
         }
         self.milliseconds_per_step: float | None = None  # of an earlier call, until this one has its own
+        self.steps_there = 0  # of an earlier call, by its record
         self.checkpoint_seconds, self.last_checkpoint = CHECKPOINT_SECONDS, time.monotonic()
 
     def resume(self, engine: Engine) -> int:
@@ -77,6 +78,11 @@ class RunFiles:
         step, offsets = 0, (0, 0)
         if path.exists() and self.checkpoint_path.exists():
             step, offsets = self._restore(engine)
+        elif self.steps_there > 0:
+            raise InputError(
+                f"{self.checkpoint_path} is missing, though {path} says that {self.steps_there} steps were made; put "
+                f"it back to go on, or choose another folder: starting anew would overwrite {self.energies_path}"
+            )
         self.status(step, RUNNING)
         self.energies = _open_at(self.energies_path, offsets[0])
         self.frames = _open_at(self.frames_path, offsets[1])
@@ -124,7 +130,7 @@ class RunFiles:
                 f"{path} is damaged or of another program ({error!r}); choose another folder, or delete {self.folder} "
                 "to start anew"
             ) from error
-        self.milliseconds_per_step = there.get("milliseconds_per_step")
+        self.milliseconds_per_step, self.steps_there = there.get("milliseconds_per_step"), there.get("steps_done", 0)
         new = _essential(self.record)
         different = sorted(key for key in new if old.get(key) != new[key])
         if different:

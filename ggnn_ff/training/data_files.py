@@ -46,6 +46,9 @@ def load_split(config: DataConfig) -> Split:
     frames = _read(config, "train", config.train)
     if config.train_indices is not None:
         return _by_index(config, frames)
+    for name in ("valid_indices", "test_indices"):
+        if getattr(config, name) is not None:
+            raise InputError(f"`data.{name}` needs `data.train_indices` beside it, which says what trains; give it too")
     valid = _read(config, "valid", config.valid) if config.valid is not None else None
     test = _read(config, "test", config.test) if config.test is not None else None
     n_valid = _count("valid", valid, config.n_valid)
@@ -80,10 +83,11 @@ def _count(name: str, given: LabelledFrames | None, number: int | None) -> int:
 
 
 def _by_index(config: DataConfig, frames: LabelledFrames) -> Split:
-    if config.valid_indices is None or config.valid is not None or config.n_train is not None:
-        raise InputError(
-            "`data.train_indices` needs `data.valid_indices`, and neither `data.valid` nor `data.n_train` beside it"
-        )
+    if config.valid_indices is None:
+        raise InputError("`data.train_indices` needs `data.valid_indices` beside it; give a file of what validates")
+    others = ["valid", "n_train", "n_valid", "n_test"] + (["test"] if config.test_indices is not None else [])
+    if given := [f"`data.{name}`" for name in others if getattr(config, name) is not None]:
+        raise InputError(f"index files say which frames are taken, so {', '.join(given)} must not be given as well")
     train, valid, test = (
         _read_indices(name, path)
         for name, path in (

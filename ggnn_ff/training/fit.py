@@ -11,6 +11,7 @@ import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -226,6 +227,9 @@ def train(trainer: lightning.Trainer, module: TrainingModule, config: TrainingCo
     valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
     start = last if last.exists() else None
     with quiet_lightning():
-        trainer.fit(module, train_loader, valid_loader, ckpt_path=start, weights_only=True)
+        try:
+            trainer.fit(module, train_loader, valid_loader, ckpt_path=start, weights_only=True)
+        except SIGTERMException as stop:  # which would end the program as if all were done
+            raise KeyboardInterrupt from stop
     if trainer.interrupted:
         raise KeyboardInterrupt
