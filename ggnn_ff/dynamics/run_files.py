@@ -18,7 +18,7 @@ from ase.io.extxyz import write_extxyz
 
 from ggnn_ff.dynamics.engines import Engine
 from ggnn_ff.dynamics.guard import Guard
-from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING
+from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING, STOPPED
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
 from ggnn_ff.errors import InputError
@@ -130,7 +130,9 @@ class RunFiles:
                 f"{path} is damaged or of another program ({error!r}); choose another folder, or delete {self.folder} "
                 "to start anew"
             ) from error
-        self.milliseconds_per_step, self.steps_there = there.get("milliseconds_per_step"), there.get("steps_done", 0)
+        self.milliseconds_per_step = there.get("milliseconds_per_step")
+        if not str(there.get("status")).startswith(STOPPED):  # which may be before the first checkpoint
+            self.steps_there = there.get("steps_done", 0)
         new = _essential(self.record)
         different = sorted(key for key in new if old.get(key) != new[key])
         if different:
