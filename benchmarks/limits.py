@@ -96,7 +96,7 @@ class Count(fx.Interpreter):
             self.operations += of_monomials * a.shape[0] * c.shape[1] * c.shape[2] * c.shape[3]
             self.moved(*args[:-2], result)
         elif name.startswith("ggnn_ff_attention"):
-            key_filter = args[-5]
+            key_filter = args[-5]  # for each of its numbers, so many operations are in attention.cpp:
             self.operations += (51 if "gradient" in name else 20) * key_filter.numel()
             self.moved(*args[:-1], *result)
         elif name in ("aten.mm.default", "aten.addmm.default", "aten.bmm.default"):

@@ -66,6 +66,10 @@ def test_certificate_is_written_and_a_second_call_goes_on(tmp_path):
     again = certify(subject(Morse), cluster(), tmp_path, SHORT)
     assert (tmp_path / "nve" / "energies.csv").read_bytes() == before
     assert again.sections == first.sections
+    certify(subject(Morse), cluster(), tmp_path, SHORT.model_copy(update={"nve_ps": 0.3}))
+    longer = (tmp_path / "nve" / "energies.csv").read_bytes()
+    assert longer.startswith(before)
+    assert len(longer) > len(before)
     other = cluster()
     other.rattle(0.01, seed=1)
     with pytest.raises(InputError, match="holds another run"):

@@ -287,7 +287,7 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(tmp_path: Path):
         "empty.npz": "is empty",
         "cut.npz": "truncated",
         "cut.xyz": "truncated",
-        "cut_number.xyz": "no newline|not end in a newline",
+        "cut_number.xyz": "does not end in a newline",
         "foreign.npz": "cannot be read",
         "array.npy": "single numpy array",
     }

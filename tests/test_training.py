@@ -6,6 +6,7 @@ import pickle
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -1064,6 +1065,23 @@ def test_interrupted_training_goes_on_with_the_rest_of_its_budget(tmp_path, data
     assert 60 * minutes[-1] >= 6.0
     assert 60 * minutes[-1] <= spent + time.monotonic() - began  # the clock went on, not anew
     assert learning_rate(config.output) < 1e-4
+
+
+def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkeypatch):
+    config = small(data, tmp_path / "run", epochs=2)
+    step = TrainingModule.training_step
+
+    def told(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # as batch systems do; Lightning ends after this step
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", told)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert not is_trained(config.output)
+    train(config)
+    assert is_trained(config.output)
 
 
 def test_training_that_was_killed_when_its_budget_was_spent_does_not_go_on(tmp_path, data):

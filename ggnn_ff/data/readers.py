@@ -1,7 +1,7 @@
 """Reading labelled frames: the format is recognised by content, units become eV and angstrom once, here."""
 
 import hashlib
-import io
+import os
 import warnings
 from pathlib import Path
 
@@ -101,12 +101,9 @@ def read_structures(path: Path) -> list[Atoms]:
         # ASE warns about oddities of single formats; what we need from the file is checked explicitly below.
         with warnings.catch_warnings(action="ignore"):
             if _looks_like_xyz(path):
-                text = path.read_text(encoding="utf-8")
-                if not text.endswith("\n"):
-                    raise ValueError(
-                        "the last line does not end in a newline, as if it had been cut off; add one if it is whole"
-                    )
-                structures = list(read_extxyz(io.StringIO(text), index=slice(None)))
+                _refuse_cut_line(path)
+                with open(path, encoding="utf-8") as file:
+                    structures = list(read_extxyz(file, index=slice(None)))
             else:
                 structures = list(ase.io.iread(path, index=":"))
     except Exception as error:  # ASE's readers raise whatever their parsing happens to raise
@@ -118,6 +115,16 @@ def read_structures(path: Path) -> list[Atoms]:
     if not structures:
         raise InputError(f"`path`: {path} has no frames; at least one is needed")
     return structures
+
+
+def _refuse_cut_line(path: Path) -> None:
+    """Half a number is a number too."""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            raise ValueError(
+                "the last line does not end in a newline, as if it had been cut off; add one if it is whole"
+            )
 
 
 def _looks_like_xyz(path: Path) -> bool:

@@ -74,8 +74,6 @@ def sample(
     if equilibration < 0 or seed < 0:
         raise InputError(f"`equilibration` and `seed` must not be negative, got {equilibration} and {seed}")
     atoms = find_structure(structure)
-    if atoms.constraints:
-        raise InputError("`structure` must have no constraints, which would take forces away; use set_constraint()")
     _check_molecule(atoms)
     settings: Record = {
         "structure": f"{atoms.get_chemical_formula()} {_fingerprint(atoms)}",
@@ -256,6 +254,11 @@ def _check_molecule(atoms: Atoms) -> None:
         raise InputError(
             f"`structure` must be a molecule, got one periodic in {atoms.pbc.tolist()}; set pbc to False if "
             "the cell is only a box around it"
+        )
+    if atoms.constraints:
+        raise InputError(
+            "`structure` must have no constraints, which take forces out of the labels; remove them with "
+            "atoms.set_constraint()"
         )
     check_electrons(atoms)
 

@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor
     const T *pu = u.const_data_ptr<T>(), *pdk = dk.const_data_ptr<T>(), *pdv = dv.const_data_ptr<T>();
     const T* pd = directions.const_data_ptr<T>();
     T *ps = scalars.mutable_data_ptr<T>(), *pt = vectors.mutable_data_ptr<T>();
-    with_blocks(per_head, [&](auto width) {
-      constexpr int W = decltype(width)::value;
+    with_blocks(per_head, [&](auto widest) {
+      constexpr int W = decltype(widest)::value;
       using B = Blocks<T, W>;
       at::parallel_for(0, s.atoms, 16, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i)
@@ -130,8 +130,8 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
     T *rv = to_v.mutable_data_ptr<T>(), *ru = to_u.mutable_data_ptr<T>();
     T *rdk = to_dk.mutable_data_ptr<T>(), *rdv = to_dv.mutable_data_ptr<T>();
     T* rd = to_directions.mutable_data_ptr<T>();
-    with_blocks(per_head, [&](auto width) {
-      constexpr int W = decltype(width)::value;
+    with_blocks(per_head, [&](auto widest) {
+      constexpr int W = decltype(widest)::value;
       using B = Blocks<T, W>;
       at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
         for (int64_t part = from; part < to; ++part)
@@ -139,13 +139,14 @@ gradient(const Tensor& gs, const Tensor& gt, const Tensor& q, const Tensor& k, c
             for (int64_t e = start[i]; e < start[i + 1]; ++e) {
               const int64_t j = neighbour[e], mine = part * s.atoms + j;
               const Edge<T> edge{pq + i * f,  pk + j * f,      pv + 3 * j * f, pu + 3 * j * f,
-                               pdk + e * f, pdv + 3 * e * f, pd + 3 * e};
+                                 pdk + e * f, pdv + 3 * e * f, pd + 3 * e};
               const T *gsi = pgs + i * f, *gti = pgt + 3 * i * f;
               T *qi = rq + i * f, *kj = rk + mine * f, *vj = rv + 3 * mine * f, *uj = ru + 3 * mine * f;
               T *dke = rdk + e * f, *dve = rdv + 3 * e * f;
               typename B::Block along[3] = {};
               for (int64_t first = 0; first < f; first += per_head) {
-                const T product = B::product(edge, first, per_head), weight = logistic(product), attention = product * weight;
+                const T product = B::product(edge, first, per_head), weight = logistic(product);
+                const T attention = product * weight;
                 typename B::Block heard = {};
                 for (int64_t c = first; c < first + per_head; c += W) {
                   const auto g = B::at(gsi + c), value = B::at(edge.v + c), filter = B::at(edge.dv + c);
