@@ -123,7 +123,7 @@ def _frames(structures: list[Atoms], energies: np.ndarray, forces: np.ndarray, l
         cell=np.stack([atoms.cell.array for atoms in structures]),
         pbc=np.stack([atoms.pbc for atoms in structures]),
         level_of_theory=level,
-    )
+    ).with_electrons_of(structures)
 
 
 def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCalculator], str]:

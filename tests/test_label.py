@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
@@ -67,6 +68,21 @@ def test_constraints_take_nothing_from_the_forces(tmp_path: Path):
     write(tmp_path / "fixed.traj", atoms)
     free, fixed = (label([tmp_path / f"{name}.traj"], tmp_path / f"{name}.xyz").forces for name in ("free", "fixed"))
     np.testing.assert_allclose(fixed, free, rtol=0, atol=1e-6)
+
+
+def test_charges_and_unpaired_electrons_stay_with_the_frames(tmp_path: Path):
+    cation, radical = molecule("H2O"), molecule("CH3")
+    cation.set_initial_charges([2.0, 0.0, 0.0])
+    radical.set_initial_magnetic_moments([1.0, 0.0, 0.0, 0.0])
+    write(tmp_path / "frames.xyz", [cation, radical])
+    new = label([tmp_path / "frames.xyz"], tmp_path / "new.xyz")
+    neutral = molecule("H2O", calculator=engine_calculator())
+    assert new.energy[0] > neutral.get_potential_energy() + 10.0
+    nothing = label([tmp_path / "new.xyz"], tmp_path / "difference.xyz", difference=True)
+    np.testing.assert_allclose(nothing.energy, 0.0, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(nothing.forces, 0.0, rtol=0, atol=1e-6)
+    kept = nothing.select(np.array([1, 0])).atoms(0)
+    assert kept.get_initial_magnetic_moments().tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_a_difference_and_the_engine_make_the_labels_again(tmp_path: Path):

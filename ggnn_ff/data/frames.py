@@ -1,5 +1,6 @@
 """Labelled structures in memory: flat arrays, one row per atom or per structure, in eV and angstrom."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +22,9 @@ class LabelledFrames:
         energy: (S,) float64, eV.
         cell: (S, 3, 3) float64, angstrom, rows are cell vectors, zeros where there is none.
         pbc: (S, 3) bool.
+        charges: (N,) float64, initial charges of the atoms in e, whose sum is the charge of a structure; None: neutral.
+        magnetic_moments: (N,) float64, initial ones of the atoms, in Bohr magnetons, whose sum is the number of
+            unpaired electrons; None: none.
         source: where the frames come from, for people (a file name).
         sha256: of the file they were read from, for provenance.
         level_of_theory: such as "PBE/def2-SVP"; "unknown" if the file does not say.
@@ -33,6 +37,8 @@ class LabelledFrames:
     energy: np.ndarray
     cell: np.ndarray
     pbc: np.ndarray
+    charges: np.ndarray | None = None
+    magnetic_moments: np.ndarray | None = None
     source: str = ""
     sha256: str = ""
     level_of_theory: str = "unknown"
@@ -67,6 +73,18 @@ class LabelledFrames:
             energy=self.energy[indices],
             cell=self.cell[indices],
             pbc=self.pbc[indices],
+            charges=None if self.charges is None else self.charges[atoms],
+            magnetic_moments=None if self.magnetic_moments is None else self.magnetic_moments[atoms],
+        )
+
+    def with_electrons_of(self, structures: Sequence[Atoms]) -> "LabelledFrames":
+        """These frames with the initial charges and magnetic moments of the S structures that they are."""
+        charges = np.concatenate([atoms.get_initial_charges() for atoms in structures])
+        moments = np.concatenate([atoms.get_initial_magnetic_moments() for atoms in structures])
+        return replace(
+            self,
+            charges=charges if charges.any() else None,
+            magnetic_moments=moments if moments.any() else None,
         )
 
     def atoms(self, index: int) -> Atoms:
@@ -77,6 +95,8 @@ class LabelledFrames:
             positions=self.positions[rows],
             cell=self.cell[index],
             pbc=self.pbc[index],
+            charges=None if self.charges is None else self.charges[rows],
+            magmoms=None if self.magnetic_moments is None else self.magnetic_moments[rows],
         )
         atoms.calc = SinglePointCalculator(atoms, energy=float(self.energy[index]), forces=self.forces[rows])
         return atoms

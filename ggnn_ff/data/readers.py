@@ -3,6 +3,7 @@
 import hashlib
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -181,7 +182,7 @@ def _from_atoms(structures: list[Atoms], path: Path) -> LabelledFrames:
         cell=cell * np.any(pbc, axis=1, keepdims=True)[:, :, None],
         pbc=pbc,
         level_of_theory=theories.pop() if theories else "unknown",
-    )
+    ).with_electrons_of(structures)
 
 
 def _finish(
@@ -192,14 +193,12 @@ def _finish(
     energy, length = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    frames = LabelledFrames(
-        numbers=raw.numbers,
+    frames = replace(
+        raw,
         positions=raw.positions * length,
         forces=raw.forces * (energy / length),
-        n_atoms=raw.n_atoms,
         energy=raw.energy * energy,
         cell=raw.cell * length,
-        pbc=raw.pbc,
         source=path.name,
         sha256=sha256,
         level_of_theory=level_of_theory or raw.level_of_theory,

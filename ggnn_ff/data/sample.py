@@ -229,7 +229,7 @@ def _write(stem: str, atoms: Atoms, journal: Journal, settings: Record, engine: 
         cell=np.zeros((n_frames, 3, 3)),
         pbc=np.zeros((n_frames, 3), dtype=bool),
         level_of_theory=ENGINES[engine],
-    )
+    ).with_electrons_of([atoms] * n_frames)
     write_extxyz(Path(stem + ".xyz"), labelled)
     write_md17_npz(Path(stem + ".npz"), labelled, settings=json.dumps(settings))
 
