@@ -1,5 +1,6 @@
 """A potential proves itself: every check of `stability/`, on the potential and on dynamics with it, in one folder."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -13,16 +14,15 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
 from ggnn_ff.data.engines import ENGINES, engine_calculator
 from ggnn_ff.data.readers import read_frames
-from ggnn_ff.dynamics.layout import STOPPED
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
-from ggnn_ff.errors import InputError, UnstableDynamics
+from ggnn_ff.errors import InputError, UnstableDynamics, invalid
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.files import write_atomically
 from ggnn_ff.hosts.ase import GGNNCalculator
@@ -61,6 +61,18 @@ class Protocol(BaseModel):
     hot_temperature: float = Field(default=500.0, gt=0.0, description="K")
     hot_ps: float = Field(default=100.0, gt=0.0, description="of each hot run")
     seeds: int = Field(default=3, ge=1, description="hot runs")
+
+
+def make_protocol(**values: Any) -> Protocol:
+    """A validated protocol.
+
+    Raises:
+        InputError: naming each value that does not fit.
+    """
+    try:
+        return Protocol(**values)
+    except ValidationError as error:
+        raise invalid(error, Protocol.model_fields) from error
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,8 @@ def calculator_subject(name: str) -> Subject:
     except ImportError as error:
         raise InputError(f"`calculator` mace needs mace-torch, which cannot be imported ({error})") from error
     calculator = MACECalculator(model_paths=path, device="cpu", default_dtype="float64")
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    calculator.parameters["model_sha256"] = digest  # parameters tell runs with one calculator from those with another
     return Subject(f"mace-torch {path}", calculator, calculator)
 
 
@@ -130,8 +144,12 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether none failed."""
-        return all(verdict.passed is not False for verdict in self.verdicts)
+        """Whether none failed, and the energy drift was judged."""
+        return self._drift_judged and all(verdict.passed is not False for verdict in self.verdicts)
+
+    @property
+    def _drift_judged(self) -> bool:
+        return any(verdict.name == "energy drift" and verdict.passed is not None for verdict in self.verdicts)
 
     @property
     def summary(self) -> str:
@@ -140,6 +158,8 @@ class Certificate:
         failed = [verdict.name for verdict in judged if not verdict.passed]
         if failed:
             return f"FAILED: {', '.join(failed)}"
+        if not self._drift_judged:
+            return f"inconclusive: {len(judged)} checks judged, the energy drift not among them; run longer with --nve"
         return f"passed, {len(judged)} checks judged"
 
 
@@ -237,15 +257,12 @@ def _settings(protocol: Protocol, ensemble: str, temperature: float | None, pico
 
 
 def _run(subject: Subject, start: Atoms, folder: Path, settings: MDSettings) -> str | None:
-    """Runs, or goes on, unless that has come to its end before; why it was stopped, or None."""
-    record = folder / "run.json"
-    status = json.loads(record.read_text(encoding="utf8"))["status"] if record.exists() else ""
-    if not status.startswith(STOPPED):
-        try:  # also when complete: another run is refused, and a shorter one goes on
-            run_md(subject.used, start, folder, settings, progress=False)
-        except UnstableDynamics as error:
-            return str(error)
-    return status.removeprefix(STOPPED) if status.startswith(STOPPED) else None
+    """Runs, or goes on; why it was stopped, or None."""
+    try:  # also when it has come to its end before: another run is refused, and a shorter one goes on
+        run_md(subject.used, start, folder, settings, progress=False)
+    except UnstableDynamics as error:
+        return str(error)
+    return None
 
 
 def _equilibrated(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> tuple[Atoms | None, str]:

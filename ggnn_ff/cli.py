@@ -284,7 +284,9 @@ def md(
         sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
     tell_of_contract(potential, loaded.contract)
-    console.print(f"{steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True)
+    console.print(
+        f"{result.steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True
+    )
 
 
 @app.command()
@@ -344,12 +346,14 @@ def certify(
         str | None, typer.Option(help="md17-stability: nothing but 300 ps at 500 K, as in arXiv 2210.07237")
     ] = None,
 ) -> None:
-    """Put a potential through all checks and write the certificate into it; exit status 1 when one fails.
+    """Put a potential through all checks and write the certificate into it; exit status 1 unless it passes.
+
+    It passes when no check fails and the energy drift could be judged.
 
     Symmetry, forces as a gradient, vibrations of molecules, time steps, energy conservation and stability. Run again to
     go on after a kill.
     """
-    from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
+    from ggnn_ff.certify import calculator_subject, certification, make_protocol, potential_subject
     from ggnn_ff.certify import certify as run
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import write_certification
@@ -366,7 +370,7 @@ def certify(
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
     subject = potential_subject(potential) if potential is not None else calculator_subject(calculator or "")
-    battery = Protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
+    battery = make_protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
     reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
     found = run(subject, find_structure(structure), output, battery, reference_data, reference, console.print)
     table = Table("check", "value", "threshold", "unit", "verdict")

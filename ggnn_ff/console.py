@@ -31,7 +31,7 @@ def tell_of_contract(potential: str, contract: "Contract") -> None:
     if contract.certification is None:
         tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
     elif not contract.certification.passed:
-        tell(f"{potential} failed its certification; `ggnn-ff info` shows where")
+        tell(f"{potential} did not pass its certification; `ggnn-ff info` shows why")
     if contract.domain is None:
         tell(f"{potential} does not describe its training data, so that runs cannot tell when they leave it")
 
@@ -54,7 +54,7 @@ def print_contract(potential: str | Path) -> None:
 
 
 def _add_certification(table: Table, certification: "Certification") -> None:
-    outcome = "passed" if certification.passed else "FAILED"
+    outcome = "passed" if certification.passed else "not passed"
     about = f"{outcome}, {certification.date}, {certification.structure}, ggnn-ff {certification.package_version}"
     table.add_row("certification", about)
     for figure in certification.figures:

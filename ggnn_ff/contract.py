@@ -14,6 +14,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.models import MODELS
 
 FORMAT_VERSION = 1
+LONGEST_CUTOFF = 100.0  # angstrom; no graph has such long edges, but files with wrong units do
 
 
 class Part(BaseModel):
@@ -61,6 +62,18 @@ class Example(Part):
     pbc: list[bool]
     energy: float = Field(description="eV")
     forces: list[list[float]] = Field(description="eV/angstrom")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        n = len(self.numbers)
+        shapes = {"positions": (n, 3), "forces": (n, 3), "cell": (3, 3)}
+        for name, shape in shapes.items():
+            rows = getattr(self, name)
+            if (len(rows), *{len(row) for row in rows}) != shape:
+                raise ValueError(f"`{name}` must have the shape {shape}")
+        if n == 0 or len(self.pbc) != 3 or not all(0 < number < len(chemical_symbols) for number in self.numbers):
+            raise ValueError("`numbers` must be atomic numbers of at least one atom, and `pbc` three values")
+        return self
 
     def atoms(self) -> Atoms:
         """The structure."""
@@ -143,7 +156,7 @@ class Contract(Part):
     architecture: str
     hyperparameters: dict[str, int | float | str | bool]
     elements: list[str] = Field(min_length=1)
-    cutoff: float = Field(gt=0.0)
+    cutoff: float = Field(gt=0.0, le=LONGEST_CUTOFF)
     dtype: str = Field(pattern="^float(32|64)$")
     length_unit: str = Field(pattern="^angstrom$")
     energy_unit: str = Field(pattern="^eV$")
@@ -232,7 +245,8 @@ def check_elements(contract: Contract, numbers: np.ndarray) -> None:
     Raises:
         InputError: naming the elements.
     """
-    symbols = {chemical_symbols[int(number)] for number in np.unique(numbers)}
+    known = range(len(chemical_symbols))
+    symbols = {chemical_symbols[n] if n in known else f"number {n}" for n in np.unique(numbers).tolist()}
     foreign = sorted(symbols - set(contract.elements))
     if foreign:
         raise InputError(

@@ -1,9 +1,13 @@
 """The errors that a user can act on, and what is said on the side."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class InputError(ValueError):
@@ -16,6 +20,16 @@ class InputError(ValueError):
 
 class UnstableDynamics(RuntimeError):
     """Molecular dynamics was stopped because the structure broke or numbers blew up; the message says which."""
+
+
+def invalid(error: "ValidationError", known: Collection[str] = ()) -> InputError:
+    """What pydantic found, with a line for each value that does not fit, and the nearest of the `known` names."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"]))
+        hint = nearest(name, known) if item["type"] == "extra_forbidden" else ""
+        lines.append(f"`{name}`: {item['msg']}, got {item['input']!r}{hint}")
+    return InputError("\n".join(lines))
 
 
 @cache

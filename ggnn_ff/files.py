@@ -1,9 +1,12 @@
-"""Writing files so that a kill or a full disk never leaves half a file under the final name."""
+"""Writing files so that neither a kill, nor a full disk, nor a second process leaves half a file."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from ggnn_ff.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -39,3 +42,25 @@ def write_together(writers: dict[Path, Callable[[Path], None]]) -> None:
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
+
+
+def lock(path: Path) -> int:
+    """Keeps a file or folder for this process until `unlock`, or until the process ends.
+
+    Raises:
+        InputError: another process has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(
+            f"`output`: another process writes to {path}; wait until it ends, or choose another"
+        ) from error
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Lets go of what `lock` returned."""
+    os.close(descriptor)

@@ -5,6 +5,7 @@ frames, labelled by the cheap method and a potential of the difference, then tea
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def label(
     """Writes frames with new labels as extxyz; a call that was killed goes on when it is repeated.
 
     Args:
-        paths: files with structures, such as trajectories; their labels are not looked at unless `difference`.
+        paths: files with structures, such as trajectories, or npz as of MD17; their labels are not looked at unless
+            `difference`.
         output: extxyz file; while it is made, its labels are in `<output>.journal`.
         engine: a name in `ENGINES`.
         corrections: potentials trained on differences to this engine; the mean of what they say is added.
@@ -57,7 +59,7 @@ def label(
     if output.exists() and not unfinished.exists():
         raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
     old = _one_level([read_frames(path, level_of_theory=level_of_theory) for path in paths]) if difference else []
-    structures = _structures(old) if difference else [atoms for path in paths for atoms in read_structures(path)]
+    structures = _structures(old) if difference else [atoms for path in paths for atoms in _read(path)]
     adding, level = _adding(corrections, engine)
     settings: Record = {
         "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
@@ -107,6 +109,10 @@ def _one_level(files: list[LabelledFrames]) -> list[LabelledFrames]:
     if len(levels) > 1:
         raise InputError(f"`paths` must be of one level of theory, got {', '.join(levels)}; label them one by one")
     return files
+
+
+def _read(path: Path) -> list[Atoms]:
+    return _structures([read_frames(path)]) if zipfile.is_zipfile(path) else read_structures(path)
 
 
 def _structures(files: list[LabelledFrames]) -> list[Atoms]:

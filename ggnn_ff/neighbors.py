@@ -9,6 +9,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure
 
 SHORTEST_DISTANCE = 0.05  # angstrom; atoms closer than this lie on top of each other
+_NEAR = 1.0  # angstrom, enough to see atoms on one place; a shorter cutoff costs more in a cell
 
 
 def make_neighbor_list(cutoff: float) -> NeighborList:
@@ -17,6 +18,26 @@ def make_neighbor_list(cutoff: float) -> NeighborList:
     One thread, so that the order of the edges, and with it the last digits of sums, is the same every time.
     """
     return NeighborList(cutoff, full_list=True, sorted=True, n_threads=1)
+
+
+def spread_too_far(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> bool:
+    """Whether vesin's list would end the process, by a division by zero.
+
+    Vesin sorts atoms (N, 3) into cells as wide as the cutoff, at most 100,000. Where there would be more it takes wider
+    ones in the same ratio, of which less than one may be left along an axis.
+    """
+    if positions.shape[0] == 0:
+        return False
+    extent = positions.amax(0) - positions.amin(0)
+    extent = torch.where(pbc, torch.linalg.vector_norm(cell, dim=1), extent)
+    cells = torch.clamp(torch.floor(extent / cutoff), min=1.0)
+    wider = torch.pow(1e5 / cells.prod(), 1.0 / 3.0)
+    return bool(wider < 1.0) and bool((cells * wider).min() < 2.0)  # 2, since one number is rounded after the other
+
+
+def check_apart(structure: Structure) -> None:
+    """Raises what `neighbor_list` raises where a structure is broken."""
+    neighbor_list(structure, _NEAR)
 
 
 def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
@@ -30,13 +51,19 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
         `edge_index` (2, E) int64 and `shifts` (E, 3) float64, sorted by centre, neighbour and shift.
 
     Raises:
-        InputError: two atoms lie on top of each other.
+        InputError: two atoms lie on top of each other, or too far apart.
     """
     edges: list[Tensor] = []
     shifts: list[Tensor] = []
     start = 0
     for s, n_atoms in enumerate(torch.bincount(structure.batch, minlength=structure.n_structures).tolist()):
         positions = structure.positions[start : start + n_atoms].detach()
+        if spread_too_far(positions, structure.cell[s], structure.pbc[s], cutoff):
+            extent = float((positions.amax(0) - positions.amin(0)).max())
+            raise InputError(
+                f"`positions` must keep atoms together, got atoms spread over {extent:.3g} angstrom; the structure is "
+                "broken (atoms have flown off) or in the wrong unit of length"
+            )
         pairs, pair_shifts, lengths = make_neighbor_list(cutoff).compute(
             positions, structure.cell[s], structure.pbc[s], "PSd"
         )
@@ -103,7 +130,7 @@ class SkinNeighborList:
         """As `neighbor_list`.
 
         Raises:
-            InputError: two atoms lie on top of each other.
+            InputError: two atoms lie on top of each other, or too far apart.
         """
         x = structure.positions.detach().numpy()
         if self.listed is None or not self._holds(structure, self.listed, x):

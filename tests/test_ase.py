@@ -152,6 +152,13 @@ def test_unknown_element_is_named(potential):
         atoms.get_potential_energy()
 
 
+def test_what_is_no_element_is_named(potential):
+    atoms = ethanol()
+    atoms.numbers[0] = 200
+    with pytest.raises(InputError, match="`atoms` holds number 200"):
+        GGNNCalculator(potential).get_potential_energy(atoms)
+
+
 def test_nan_positions_are_refused(potential):
     atoms = ethanol()
     atoms.calc = GGNNCalculator(potential)

@@ -253,3 +253,17 @@ def test_frames_too_far_apart_for_their_velocities_are_not_judged(tmp_path):
     ase.io.write(tmp_path / "sparse.xyz", frames)
     (verdict,) = [v for v in check_trajectory(tmp_path / "sparse.xyz").verdicts if v.name == VELOCITIES]
     assert verdict.passed is None
+
+
+@pytest.mark.parametrize(("interval", "passed"), [(0.5, True), (10.0, None)])
+def test_a_vibration_that_frames_nearly_miss_is_not_judged(interval, passed, tmp_path):
+    """A period takes 11 fs; after 10 the velocity is nearly the same, but not so in between."""
+    frames, rate = [], 2.0 * np.pi / 11.0  # 1/fs
+    for time in interval * np.arange(50):
+        atoms = Atoms("OH", positions=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.97 + 0.1 * np.sin(rate * time)]])
+        atoms.set_velocities([[0.0, 0.0, 0.0], [0.0, 0.0, 0.1 * rate * np.cos(rate * time) / units.fs]])
+        atoms.info["time_fs"] = time
+        frames.append(atoms)
+    ase.io.write(tmp_path / "vibration.xyz", frames)
+    (verdict,) = [v for v in check_trajectory(tmp_path / "vibration.xyz").verdicts if v.name == VELOCITIES]
+    assert verdict.passed is passed

@@ -76,6 +76,22 @@ def test_certificate_is_written_and_a_second_call_goes_on(tmp_path):
         certify(subject(Morse), other, tmp_path, SHORT)
 
 
+def test_a_certificate_without_a_judged_drift_does_not_pass(tmp_path):
+    found = certify(subject(Morse), cluster(), tmp_path, SHORT.model_copy(update={"nve_ps": 0.01}))
+    assert not failed(found)
+    assert not found.passed
+    assert found.summary.startswith("inconclusive")
+
+
+def test_a_calculator_with_other_parameters_is_another(tmp_path):
+    near, far = (LennardJones(sigma=2.3, epsilon=epsilon) for epsilon in (1.0, 1.1))
+    settings = make_settings(temperature=50.0, steps=10)
+    run_md(near, cluster(), tmp_path, settings, progress=False)
+    run_md(near, cluster(), tmp_path, settings, progress=False)
+    with pytest.raises(InputError, match="holds another run"):
+        run_md(far, cluster(), tmp_path, settings, progress=False)
+
+
 PLOTS = """<script>addEventListener("load", () => {
   const plots = [...document.querySelectorAll("figure svg")].map((plot) => plot.getBoundingClientRect().width);
   const loaded = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length;

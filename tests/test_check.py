@@ -456,6 +456,10 @@ DAMAGES = {
     ),
     "other columns": (lambda run: (run / "energies.csv").write_text("time,energy\n1,2\n"), "must start with"),
     "words": (lambda run: append(run, "energies.csv", "401,a,b,c,d,e\n"), "6 numbers in each row"),
+    "no text": (
+        lambda run: (run / "energies.csv").write_bytes((run / "energies.csv").read_bytes() + b"\xff\xfe,1,1,1,1,1\n"),
+        "6 numbers in each row",
+    ),
     "short row": (lambda run: append(run, "energies.csv", "401,200.5\n"), "6 numbers in each row"),
     "infinity": (
         lambda run: append(run, "energies.csv", "401,200.5,inf,1,inf,300\n"),
@@ -474,6 +478,20 @@ def test_damaged_run_folder_is_refused(run, damage):
     spoil(run)
     with pytest.raises(InputError, match=message):
         read_trajectory(run)
+
+
+@pytest.mark.parametrize(("old", "new"), [("time_fs=0.0", "time_fs=abc"), ("momenta:R:3", "momenta:R:1:more:R:2")])
+def test_columns_and_times_of_another_kind_are_refused(old, new, tmp_path):
+    atoms = molecule("H2O")
+    atoms.set_momenta(np.ones((3, 3)))
+    later = atoms.copy()
+    atoms.info["time_fs"], later.info["time_fs"] = 0.0, 1.0
+    ase.io.write(tmp_path / "right.xyz", [atoms, later])
+    text = (tmp_path / "right.xyz").read_text()
+    assert old in text
+    (tmp_path / "wrong.xyz").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match="momenta must be three numbers for each atom"):
+        read_trajectory(tmp_path / "wrong.xyz")
 
 
 FOREIGN = ["foreign.xyz", "foreign.traj", "foreign.dcd", "foreign.xtc", "foreign.docx"]

@@ -172,6 +172,20 @@ def test_wrong_setting_of_md_is_named(
     assert "--temperature" in message
 
 
+@pytest.mark.parametrize(("option", "value"), [("--nve", "0"), ("--seeds", "0"), ("--hot-temperature", "nan")])
+def test_wrong_setting_of_certify_is_named(
+    potential: str,
+    option: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("certify", potential, "--structure", "ethanol", "-o", str(tmp_path), option, value)
+    message = failure(monkeypatch, capsys, *arguments)
+    assert option.strip("-").replace("-", "_") in message
+
+
 def test_element_the_potential_does_not_know_is_named(
     potential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
+from ggnn_ff.files import lock, unlock
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.stability.report import check_trajectory
 
@@ -146,6 +147,14 @@ def test_temperature_counts_what_can_move(tmp_path, ensemble, n):
     run(Springs(), tmp_path, settings_for("ase", ensemble=ensemble, steps=5))
     table = energies(tmp_path)
     np.testing.assert_allclose(table["temperature_K"], 2.0 * table["kinetic_eV"] / (n * units.kB), atol=1e-3)
+
+
+def test_temperature_counts_rigid_motion_of_the_structure_s_own_momenta():
+    atoms, settings = ethanol(), settings_for("ase", temperature=None)
+    set_temperature(atoms, 300.0, np.random.default_rng(3))
+    assert degrees_of_freedom(first_state(atoms, settings), settings) == 27
+    without = first_state(ethanol(), settings_for("ase", temperature=300.0))
+    assert degrees_of_freedom(first_state(without, settings), settings) == 21
 
 
 @pytest.mark.parametrize("symbols", ["N2", "CO2"])
@@ -370,6 +379,16 @@ def test_a_run_that_lost_its_checkpoint_is_not_overwritten(tmp_path):
     assert written(tmp_path) == before
 
 
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    settings = settings_for("ase", steps=5)
+    held = lock(tmp_path)
+    with pytest.raises(InputError, match="another process writes to"):
+        run(Springs(), tmp_path, settings)
+    unlock(held)
+    run(Springs(), tmp_path, settings)
+    assert record(tmp_path)["status"] == "complete"
+
+
 @pytest.mark.parametrize("name", ["energies.csv", "trajectory.xyz", "checkpoint.npz"])
 def test_files_of_others_are_not_overwritten(tmp_path, name):
     (tmp_path / name).write_text("precious")
@@ -526,6 +545,25 @@ def test_atoms_that_fall_onto_each_other_stop_a_run(tmp_path, trained, monkeypat
     assert record(tmp_path)["status"].startswith("stopped: the structure broke by step 15")
     assert record(tmp_path)["steps_done"] == 10
     assert ase.io.read(tmp_path / "last_good.xyz").get_distance(0, 1) > 0.5
+
+
+@pytest.mark.parametrize("backend", ["torch", "python"])
+def test_atoms_that_fly_off_stop_openmm(tmp_path, trained, backend, monkeypatch):
+    """Vesin's neighbour list would end the process."""
+    step, taken = OpenMMEngine.step, []
+
+    def spoiled(engine, n_steps):
+        taken.append(n_steps)
+        if len(taken) == 3:
+            positions = engine.read()[0] / 10.0
+            positions[1, 0] += 1e6
+            engine.context.setPositions(positions)
+        step(engine, n_steps)
+
+    monkeypatch.setattr(OpenMMEngine, "step", spoiled)
+    with pytest.raises(UnstableDynamics, match=r"broke by step 15: `positions` must keep atoms together.*last_good"):
+        run(trained, tmp_path, settings_for("openmm", backend=backend, steps=100, log_every=5))
+    assert ase.io.read(tmp_path / "last_good.xyz").positions.max() < 100.0
 
 
 def test_a_potential_of_nan_stops_ase(tmp_path, trained_folder):

@@ -172,6 +172,7 @@ def test_missing_field_is_named(copy, field):
         ("elements", ["H", "Cx"], r"not chemical symbols: \['Cx'\]"),
         ("elements", [], "`elements`"),
         ("cutoff", -4.0, "`cutoff`"),
+        ("cutoff", 1e9, "`cutoff`"),
         ("dtype", "float16", "`dtype`"),
         ("length_unit", "bohr", "`length_unit`"),
         ("energy_unit", "kcal/mol", "`energy_unit`"),
@@ -180,6 +181,21 @@ def test_missing_field_is_named(copy, field):
 )
 def test_wrong_field_is_named(copy, field, value, message):
     rewrite_contract(copy, lambda contract: contract.update({field: value}))
+    with pytest.raises(InputError, match=message):
+        load_potential(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("positions", [[0.0, 0.0, 0.0]], r"`positions` must have the shape \(9, 3\)"),
+        ("forces", [[0.0, 0.0]] * 9, r"`forces` must have the shape \(9, 3\)"),
+        ("numbers", [200] * 9, "`numbers` must be atomic numbers"),
+        ("pbc", [False], "`pbc` three values"),
+    ],
+)
+def test_wrong_example_is_named(copy, field, value, message):
+    rewrite_contract(copy, lambda contract: contract["example"].update({field: value}))
     with pytest.raises(InputError, match=message):
         load_potential(copy)
 

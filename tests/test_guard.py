@@ -526,8 +526,16 @@ def test_guarded_dynamics_stop_in_ase(tmp_path, potential):
     assert dynamics.nsteps == 200
     assert len(dynamics.observers) == 1
     assert len(mine) == 201
+    first = (tmp_path / "alarm-novelty.xyz").read_bytes()
     assert ase.io.read(tmp_path / "alarm-novelty.xyz", -1).info["step"] == 200
     assert ase.io.read(tmp_path / "last_good.xyz").info["step"] < 200
+    dynamics = verlet(atoms)
+    with (
+        pytest.raises(UnstableDynamics, match=r"training data.*alarm-novelty-2\.xyz"),
+        guarded(dynamics, potential, tmp_path, on_alarm="stop"),
+    ):
+        dynamics.run(1000)
+    assert (tmp_path / "alarm-novelty.xyz").read_bytes() == first
 
 
 def test_guarded_dynamics_warn_in_ase(tmp_path, potential, capsys):

@@ -17,6 +17,7 @@ from ggnn_ff.cli import app
 from ggnn_ff.data.engines import engine_calculator
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.structures import find_structure
+from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
 from ggnn_ff.label import label
@@ -58,6 +59,13 @@ def test_labels_are_the_engine_s(tmp_path: Path):
     atoms.calc = engine_calculator()
     assert atoms.get_potential_energy() == pytest.approx(new.energy[4], abs=1e-6)
     np.testing.assert_allclose(atoms.get_forces(), new.forces[new.rows(4)], rtol=0, atol=1e-6)
+
+
+def test_an_npz_of_the_md17_family_is_labelled_anew(tmp_path: Path):
+    label([_structures(tmp_path / "frames.xyz", 2)], tmp_path / "new.xyz")
+    write_md17_npz(tmp_path / "new.npz", read_frames(tmp_path / "new.xyz"))
+    again = label([tmp_path / "new.npz"], tmp_path / "again.xyz")
+    np.testing.assert_allclose(again.energy, read_frames(tmp_path / "new.xyz").energy, rtol=0, atol=1e-6)
 
 
 def test_constraints_take_nothing_from_the_forces(tmp_path: Path):

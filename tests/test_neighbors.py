@@ -11,7 +11,7 @@ from ase.neighborlist import primitive_neighbor_list
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure, edge_vectors, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list, shortest_edges
+from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list, shortest_edges, spread_too_far
 
 
 def box(atoms: Atoms, cell) -> Atoms:
@@ -160,6 +160,21 @@ def test_an_atom_on_its_neighbour_s_image_is_an_error():
     atoms = Atoms("H2", positions=[[0, 0, 0], [3.0, 6.0, -3.0]], cell=[3.0, 3.0, 3.0], pbc=True)
     with pytest.raises(InputError, match=r"atoms 0 and 1 at 0\.0000 angstrom"):
         neighbor_list(from_atoms(atoms), 5.0)
+
+
+@pytest.mark.parametrize("axes", [[0], [1], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]])
+def test_atoms_far_apart_are_an_error_or_a_list(axes):
+    """Never the end of the process, as in vesin where a million cells have no width along an axis."""
+    for extent in (1e2, 1e3, 1e4, 1e5, 1e6, 1e9):
+        atoms = Atoms("OHH", positions=[[0, 0, 0], [0, 0, 0.96], [0.9, 0, 0]])
+        atoms.positions[2, axes] += extent
+        structure = from_atoms(atoms)
+        if spread_too_far(structure.positions, structure.cell[0], structure.pbc[0], 5.0):
+            with pytest.raises(InputError, match="must keep atoms together"):
+                neighbor_list(structure, 5.0)
+            assert extent > 1e3
+        else:
+            assert neighbor_list(structure, 5.0)[0].tolist() == [[0, 1], [1, 0]]
 
 
 def moving(periodic, steps=60):

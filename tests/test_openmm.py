@@ -213,6 +213,12 @@ def test_wrong_indices_are_refused(potential, atoms):
         openmm_force(potential, make_topology(ethanol()), atoms=atoms)
 
 
+@pytest.mark.parametrize("atoms", [[0.9, 1.2], [True] * 9, [np.True_] * 9, ["0"]])
+def test_what_is_no_index_is_refused(potential, atoms):
+    with pytest.raises(InputError, match="`atoms` must be indices"):
+        openmm_force(potential, make_topology(ethanol()), atoms=atoms)
+
+
 def test_no_atoms_are_refused(potential):
     with pytest.raises(InputError, match="must name at least one atom, got none"):
         openmm_force(potential, make_topology(ethanol()), atoms=[])

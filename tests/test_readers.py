@@ -1,6 +1,7 @@
 """Every layout is read to the same numbers, and what cannot be right is refused with a message to act on."""
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import ase.io
@@ -294,6 +295,35 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(tmp_path: Path):
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):
             read_frames(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("energy=-1.0", "energy=NA", "`energy` must be one number, got NA in frame 0"),
+        ("energy=-1.0", 'energy="1 2 3"', r"`energy` must be one number, got \(3,\) in frame 0"),
+        ("forces:R:3", "forces:R:1:more:R:2", "`forces` must be 3 numbers for each of 3 atoms"),
+        ("forces:R:3", "forces:R:2:more:R:1", "`forces` must be 3 numbers for each of 3 atoms"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(tmp_path: Path, old: str, new: str, message: str):
+    atoms = molecule("H2O")
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((3, 3)))
+    ase.io.write(tmp_path / "right.xyz", atoms, format="extxyz")
+    text = (tmp_path / "right.xyz").read_text()
+    assert old in text
+    (tmp_path / "wrong.xyz").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        read_frames(tmp_path / "wrong.xyz")
+
+
+def test_npz_of_text_is_refused(tmp_path: Path):
+    write_md17_npz(tmp_path / "good.npz", vibrating_methane())
+    with zipfile.ZipFile(tmp_path / "good.npz") as good, zipfile.ZipFile(tmp_path / "text.npz", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(*(("E", "twelve") if name == "E.npy" else (name, good.read(name))))
+    with pytest.raises(InputError, match=r"`E` in .* must hold real numbers, got no array"):
+        read_frames(tmp_path / "text.npz")
 
 
 def test_extxyz_without_labels_is_refused(tmp_path: Path):

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -245,3 +246,21 @@ def test_sampling_does_not_depend_on_the_number_of_threads(tmp_path: Path):
         contents.append(Path(f"{output}.npz").read_bytes())
         assert json.loads(str(np.load(f"{output}.npz")["settings"]))["frames"] == 6
     assert contents[0] == contents[1]
+
+
+def test_a_journal_on_a_full_disk_is_named_and_goes_on(tmp_path: Path):
+    path, limits = tmp_path / "journal", resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = Journal(path, {"seed": 1})
+    journal.append({"value": 1})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+        with pytest.raises(OSError, match=r"could not write .*journal: .*run again to go on"):
+            journal.append({"value": list(range(100))})
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    again = Journal(path, {"seed": 1})
+    with pytest.raises(InputError, match="another process writes to"):
+        Journal(path, {"seed": 1})
+    again.close()
+    assert again.records == [{"value": 1}]

@@ -28,6 +28,7 @@ from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential
+from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
@@ -131,6 +132,10 @@ MINIMAL = {"output": "run", "data": {"train": "frames.npz"}}
             ["`model.hyperparameters.n_feature` is not a key", "did you mean 'n_features'"],
         ),
         ({"model": {"hyperparameters": {"n_layers": 0}}}, ["`model.hyperparameters.n_layers`", "got 0"]),
+        ({"model": {"cutoff": float("inf")}}, ["`model.cutoff`", "inf"]),
+        ({"run": {"budget_minutes": float("inf")}}, ["`run.budget_minutes`", "finite", "inf"]),
+        ({"run": {"threads": 100_000}}, ["`run.threads`", "less than or equal to 1024", "100000"]),
+        ({"loss": {"energy_weight": 0.0, "forces_weight": 0.0}}, ["`loss.forces_weight` must be above zero"]),
         ({"run": {"seed": -1}}, ["`run.seed`", "greater than or equal to 0", "-1"]),
         ({"data": {"train": "a.npz", "seed": -1}}, ["`data.seed`", "greater than or equal to 0", "-1"]),
         (
@@ -157,6 +162,8 @@ def test_all_wrong_keys_are_named_at_once():
     ("text", "message"),
     [
         ("output: [", "valid YAML"),
+        ("output: 2020-13-45", "valid YAML.*month must be in"),
+        ("output: a\nrun: {seed: 1}\nrun: {dtype: float64}", "the key 'run' occurs twice"),
         ("just words", "must hold keys"),
         ("", "must hold keys"),
         (b"\xff\xfe\x00output", "readable YAML"),
@@ -1080,6 +1087,10 @@ def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkey
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert not is_trained(config.output)
+    held = lock(config.output)
+    with pytest.raises(InputError, match="another process writes to"):
+        train(config)
+    unlock(held)
     train(config)
     assert is_trained(config.output)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.errors import InputError, invalid, nearest
 from ggnn_ff.models import MODELS
 from ggnn_ff.training.config import TrainingConfig, make_config
 
@@ -22,7 +22,7 @@ _MINUTES = {"s": 1.0 / 60.0, "min": 1.0, "h": 60.0}
 class Settings(BaseModel):
     """The same for every architecture."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: Path
     test: Path
@@ -94,8 +94,7 @@ def make_settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise InputError("\n".join(lines)) from error
+        raise invalid(error, Settings.model_fields) from error
 
 
 def parse_budget(text: str) -> float:

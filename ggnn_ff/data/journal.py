@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ggnn_ff.errors import InputError
+from ggnn_ff.files import lock, unlock
 
 Record = dict[str, Any]
 
@@ -24,21 +25,27 @@ class Journal:
         records: those on disk, in order.
 
     Raises:
-        InputError: the file exists and is no journal, or was made with other settings.
+        InputError: the file exists and is no journal, was made with other settings, or is in use by another process.
     """
 
     def __init__(self, path: Path, settings: Record) -> None:
         self.path = path
         self.records: list[Record] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _complete_lines(path)
-        if lines:
-            check_same_settings(lines[0][0], settings, path)
-            self.records = [record for record, _ in lines[1:]]
-        self._file = open(path, "ab")  # noqa: SIM115 - open as long as the journal
-        self._file.truncate(lines[-1][1] if lines else 0)
-        if not lines:
-            self._write(settings)
+        path.touch()
+        self._lock = lock(path)
+        try:
+            lines = _complete_lines(path)
+            if lines:
+                check_same_settings(lines[0][0], settings, path)
+                self.records = [record for record, _ in lines[1:]]
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the journal
+            self._file.truncate(lines[-1][1] if lines else 0)
+            if not lines:
+                self._write(settings)
+        except BaseException:
+            unlock(self._lock)
+            raise
 
     def append(self, record: Record) -> None:
         """Adds a record; it is safe from a kill of this process when this returns."""
@@ -47,12 +54,20 @@ class Journal:
 
     def close(self) -> None:
         """Makes sure that everything is on disk and lets go of the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        finally:
+            unlock(self._lock)
 
     def _write(self, record: Record) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]  # less than all of it where the disk is full
+        except OSError as error:
+            message = f"could not write {self.path}: {error.strerror or error}; run again to go on"
+            raise OSError(error.errno, message) from error
 
 
 def check_same_settings(before: Record, now: Record, path: Path) -> None:
@@ -72,8 +87,6 @@ def check_same_settings(before: Record, now: Record, path: Path) -> None:
 
 def _complete_lines(path: Path) -> list[tuple[Record, int]]:
     """The records of a file up to the first damaged one, and the byte after each."""
-    if not path.exists():
-        return []
     lines: list[tuple[Record, int]] = []
     end = 0
     for line in path.read_bytes().splitlines(keepends=True):

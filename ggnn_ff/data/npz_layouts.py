@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def read_npz(path: Path) -> RawFrames:
             theory, length_unit, energy_unit = (
                 _text(archive[key]) if key in archive.files else None for key in ("theory", "r_unit", "e_unit")
             )
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: encrypted
         message = f"`path`: {path} is a damaged npz file ({error}); it may be truncated: copy or download it again"
         raise InputError(message) from error
     except InputError:
@@ -110,8 +111,8 @@ def read_npz(path: Path) -> RawFrames:
         )
         raise InputError(message) from error
     for key, array in arrays.items():
-        if array.dtype.kind not in "fiu":
-            raise InputError(f"`{key}` in {path} must hold real numbers, got an array of type {array.dtype}")
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise InputError(f"`{key}` in {path} must hold real numbers, got {_kind(array)}")
     numbers, positions, energy, forces = _consistent(layout, arrays, path)
     return RawFrames(layout, numbers, positions, energy, forces, theory, length_unit, energy_unit)
 
@@ -163,13 +164,17 @@ def _consistent(layout: Layout, arrays: dict[str, np.ndarray], path: Path) -> tu
     return numbers, positions, energy, forces
 
 
-def _text(array: np.ndarray) -> str | None:
+def _text(array: Any) -> str | None:
     """The text in a scalar array of str or bytes, or None."""
-    if array.size != 1 or array.dtype.kind not in "SU":
+    if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind not in "SU":
         return None
     value = array.reshape(-1)[0]
     text = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
     return text.strip() or None
+
+
+def _kind(member: Any) -> str:
+    return f"an array of type {member.dtype}" if isinstance(member, np.ndarray) else "no array"
 
 
 def _quoted(keys: list[str]) -> str:

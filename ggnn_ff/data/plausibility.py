@@ -85,7 +85,7 @@ def _question_length(contacts: _Contacts, length_unit: str, source: str) -> None
                 f"`length_unit`: the positions in {source or 'these frames'} look like {unit}, not "
                 f"{length_unit}: taken as {length_unit}, atoms are {median:.3g} times the sum of their "
                 "covalent radii from their "
-                f'nearest neighbour (about 1 is normal). State length_unit="{unit}" when reading'
+                f'nearest neighbour (about 1 is normal). State length_unit="{unit}" when reading, or convert the file'
             )
 
 
@@ -115,7 +115,7 @@ def _question_forces(contacts: _Contacts, energy_unit: str, length_unit: str, so
             raise InputError(
                 f"`energy_unit`: {forces} look like {unit}/{length_unit}, not {energy_unit}/{length_unit}: "
                 "taken as "
-                f'{energy_unit}, {text}. State energy_unit="{unit}" when reading'
+                f'{energy_unit}, {text}. State energy_unit="{unit}" when reading, or convert the file'
             )
     mixed = ENERGY_UNITS["hartree"] / ANGSTROM_PER_BOHR
     if length_unit == "angstrom" and _all_close(stiffness, assumed / mixed):

@@ -5,6 +5,7 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -163,8 +164,8 @@ def _from_atoms(structures: list[Atoms], path: Path) -> LabelledFrames:
                 f"{', '.join(there) or 'nothing but positions'}: rename what holds them. Isolated atoms for "
                 "the reference energies belong in a file of their own"
             )
-        energies.append(float(results["energy"]))
-        forces.append(np.asarray(results["forces"], dtype=np.float64))
+        energies.append(_numbers(results["energy"], (), "energy", index, path))
+        forces.append(_numbers(results["forces"], (len(atoms), 3), "forces", index, path))
     pbc = np.array([atoms.pbc for atoms in structures], dtype=bool)
     cell = np.array([atoms.cell.array for atoms in structures], dtype=np.float64)
     theories = {str(atoms.info["level_of_theory"]) for atoms in structures if "level_of_theory" in atoms.info}
@@ -183,6 +184,21 @@ def _from_atoms(structures: list[Atoms], path: Path) -> LabelledFrames:
         pbc=pbc,
         level_of_theory=theories.pop() if theories else "unknown",
     ).with_electrons_of(structures)
+
+
+def _numbers(values: Any, shape: tuple[int, ...], name: str, index: int, path: Path) -> np.ndarray:
+    """A label as an array of this shape; files may hold text, or columns of another width."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != shape:
+        what = "one number" if shape == () else f"{shape[1]} numbers for each of {shape[0]} atoms"
+        raise InputError(
+            f"`{name}` must be {what}, got {values if array is None else array.shape} in frame {index} (counted from "
+            f"0) of {path}; correct the file"
+        )
+    return array
 
 
 def _finish(

@@ -10,7 +10,9 @@ from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.export import LoadedPotential
+from ggnn_ff.graph import from_atoms
 from ggnn_ff.hosts.openmm import make_topology, openmm_force
+from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
 
 
@@ -22,6 +24,7 @@ class Engine(Protocol):
 
         Raises:
             FloatingPointError: numbers are no longer finite.
+            InputError: atoms are on one place.
         """
 
     def read(self) -> tuple[np.ndarray, np.ndarray, float]:
@@ -95,7 +98,7 @@ class OpenMMEngine:
         from openmm import unit
 
         self.unit, self.failure = unit, openmm.OpenMMException
-        self.masses = atoms.get_masses()
+        self.atoms, self.masses = atoms.copy(), atoms.get_masses()
         topology = make_topology(atoms)
         system = openmm.System()
         for mass in self.masses:
@@ -109,7 +112,7 @@ class OpenMMEngine:
         else:
             friction = settings.friction / unit.femtosecond
             integrator = openmm.LangevinMiddleIntegrator(settings.temperature * unit.kelvin, friction, timestep)
-            integrator.setRandomNumberSeed(settings.seed + 1)
+            integrator.setRandomNumberSeed(settings.seed % (2**31 - 1) + 1)  # 32 bits, and 0 is a seed by chance
         self.context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
         self.context.setPositions(atoms.positions / ANGSTROM_PER_NANOMETER)
         self.to_velocity = FEMTOSECOND * 1e3 / ANGSTROM_PER_NANOMETER  # angstrom per ASE time -> nm/ps
@@ -121,9 +124,11 @@ class OpenMMEngine:
             self.context.getIntegrator().step(n_steps)
         except self.failure as error:
             positions = self.context.getState(positions=True).getPositions(asNumpy=True)
-            if np.isfinite(positions.value_in_unit(self.unit.nanometer)).all():
-                raise
-            raise FloatingPointError("positions are not finite") from error
+            self.atoms.positions = positions.value_in_unit(self.unit.angstrom)
+            if not np.isfinite(self.atoms.positions).all():
+                raise FloatingPointError("positions are not finite") from error
+            check_apart(from_atoms(self.atoms))
+            raise
 
     def read(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Positions, momenta, potential energy."""

@@ -86,6 +86,7 @@ class Guard:
 
     Attributes:
         alarms: by kind.
+        taken: names of files of earlier runs in the folder, which stay as they are.
         last_good: the last state that did not end the run.
     """
 
@@ -121,6 +122,7 @@ class Guard:
         self.structure: Structure | None = None  # for comparisons with the training data, to be moved
         self.cell = start.cell.array.copy()  # of `structure`
         self.alarms: dict[str, Alarm] = {}
+        self.taken: set[str] = set()
         self.frames: deque[Atoms] = deque(maxlen=FRAMES_KEPT)
         self.temperatures: deque[float] = deque(maxlen=FRAMES_KEPT)
         self.energies: deque[float] = deque(maxlen=FRAMES_KEPT + 1)
@@ -205,7 +207,7 @@ class Guard:
         """Counts an alarm, and at the first of its kind keeps the frames; why the run has to end, or None."""
         alarm, first = self.alarms.get(kind), kind not in self.alarms
         if alarm is None:
-            saved = f"alarm-{kind}.xyz" if self.frames else None
+            saved = self._new_name(kind) if self.frames else None
             if saved is not None:
                 self._write(saved, list(self.frames))
             alarm = self.alarms[kind] = Alarm(step, text, 0, saved)
@@ -218,6 +220,10 @@ class Guard:
         if first:
             tell(f"{self.folder}: {text}. The run goes on, and more of this kind are counted only")
         return None
+
+    def _new_name(self, kind: str) -> str:
+        names = (f"alarm-{kind}{suffix}.xyz" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+        return next(name for name in names if name not in self.taken)
 
     def _lengths(self, state: Atoms) -> np.ndarray:
         return bond_lengths(state.positions, self.bonds, state.cell.array, state.pbc)

@@ -14,13 +14,11 @@ from ggnn_ff.dynamics.guard import COLLAPSED, DOMAIN_EVERY, NOT_FINITE, Guard
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.graph import from_atoms
-from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
 
 ASE_EVERY = 10
 """Steps between looks in ASE, where what is looked at is there already."""
-
-_NEAR = 1.0  # angstrom, enough to see atoms on one place
 
 
 @contextmanager
@@ -44,7 +42,7 @@ def guarded(
     Args:
         dynamics: an ASE `MolecularDynamics` or an `openmm.app.Simulation` with positions.
         potential: name of a shipped potential, path, or an object from `load_potential`; for its training data.
-        folder: receives the frames that led to alarms, and the last good one.
+        folder: receives the frames that led to alarms, beside those of earlier runs, and the last good one.
         temperature: of the bath, K, if there is one: a structure that a bath warms up is hot compared with itself.
         on_alarm: "warn" or "stop"; broken bonds and numbers that are not finite always stop.
 
@@ -65,6 +63,7 @@ def guarded(
             "`dynamics` must be an ASE MolecularDynamics or an openmm.app.Simulation, got "
             f"{type(dynamics).__module__}.{type(dynamics).__name__}"
         )
+    watched.guard.taken = {path.name for path in Path(folder).glob("alarm-*.xyz")}
     watched.attach()
     try:
         yield watched.guard
@@ -106,7 +105,7 @@ class _Watched:
             text = NOT_FINITE.format(step=self.step())
         else:
             try:
-                neighbor_list(from_atoms(last), _NEAR)
+                check_apart(from_atoms(last))
             except InputError as reason:
                 text = COLLAPSED.format(step=self.step(), reason=reason)
         if not text:

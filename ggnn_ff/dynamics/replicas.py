@@ -24,7 +24,7 @@ from ggnn_ff.dynamics.thermostats import CHAIN_LENGTH, nose_hoover_half_step, or
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import Structure, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList, neighbor_list
+from ggnn_ff.neighbors import SkinNeighborList, check_apart
 from ggnn_ff.units import FEMTOSECOND, KELVIN_TO_EV
 
 
@@ -195,7 +195,7 @@ class Batch:
         reasons = {}
         for k, positions in zip(active, x, strict=True):
             try:
-                neighbor_list(self.one._replace(positions=torch.from_numpy(positions.copy())), 1.0)
+                check_apart(self.one._replace(positions=torch.from_numpy(positions.copy())))
             except InputError as error:
                 reasons[k] = COLLAPSED.format(step="{step}", reason=error)
         return reasons

@@ -28,11 +28,13 @@ class MDResult:
 
     Attributes:
         folder: with `energies.csv`, `trajectory.xyz` and `run.json`.
+        steps: in it; more than asked for where an earlier call made more.
         milliseconds_per_step: median over the intervals between logged steps of the last call that took any; None if
             it is not known.
     """
 
     folder: Path
+    steps: int
     milliseconds_per_step: float | None
 
 
@@ -116,7 +118,7 @@ def run_md(
     if durations:
         files.milliseconds_per_step = 1e3 * float(np.median(durations))
     files.status(step, COMPLETE)
-    return MDResult(folder, files.milliseconds_per_step)
+    return MDResult(folder, step, files.milliseconds_per_step)
 
 
 def _look(files: RunFiles, step: int, state: Atoms, settings: MDSettings) -> None:

@@ -23,7 +23,7 @@ from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import lock, unlock, write_atomically
 from ggnn_ff.units import KELVIN_TO_EV
 
 CHECKPOINT_SECONDS = 5.0
@@ -38,10 +38,12 @@ class RunFiles:
         self.folder, self.guard = folder, guard
         self.energies_path, self.frames_path = folder / "energies.csv", folder / "trajectory.xyz"
         self.checkpoint_path = folder / "checkpoint.npz"
-        source = identity = type(potential).__name__
         if isinstance(potential, LoadedPotential):
             source = potential.source
             identity = f"{potential.contract.identity} {potential.dtype}"
+        else:
+            source = type(potential).__name__
+            identity = f"{source} {json.dumps(dict(potential.parameters), default=_kind)}"
         arrays = (
             start.numbers,
             start.positions,
@@ -69,7 +71,16 @@ class RunFiles:
         self.checkpoint_seconds, self.last_checkpoint = CHECKPOINT_SECONDS, time.monotonic()
 
     def resume(self, engine: Engine) -> int:
-        """Opens the files; returns the step to go on from (0 for a new run)."""
+        """Opens the files, which no other process may write to; returns the step to go on from (0 for a new run)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.folder)
+        try:
+            return self._open(engine)
+        except BaseException:
+            unlock(self.lock)
+            raise
+
+    def _open(self, engine: Engine) -> int:
         path = self.folder / "run.json"
         if path.exists():
             self._refuse_another_run(path)
@@ -202,8 +213,11 @@ class RunFiles:
             with _naming(self.energies_path):
                 self.energies.close()
         finally:
-            with _naming(self.frames_path):
-                self.frames.close()
+            try:
+                with _naming(self.frames_path):
+                    self.frames.close()
+            finally:
+                unlock(self.lock)
 
 
 def _essential(record: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +243,10 @@ def _open_at(path: Path, offset: int) -> io.TextIOWrapper:
     path.touch()
     os.truncate(path, offset)
     return open(path, "a", encoding="utf8")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ggnn_ff.errors import InputError, nearest
+from ggnn_ff.errors import InputError, invalid
 
 
 class MDSettings(BaseModel):
@@ -40,12 +40,7 @@ def make_settings(**values: Any) -> MDSettings:
     try:
         settings = MDSettings(**values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"]))
-            hint = nearest(name, MDSettings.model_fields) if item["type"] == "extra_forbidden" else ""
-            lines.append(f"`{name}`: {item['msg']}, got {item['input']!r}{hint}")
-        raise InputError("\n".join(lines)) from error
+        raise invalid(error, MDSettings.model_fields) from error
     if settings.frame_every % settings.log_every:
         raise InputError(
             f"`frame_every` must be a multiple of `log_every`, got {settings.frame_every} and {settings.log_every}"

@@ -6,10 +6,10 @@ from ase import Atoms
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.errors import InputError
 from ggnn_ff.graph import from_atoms
-from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import KELVIN_TO_EV
 
-_NEAR = 1.0  # angstrom, enough to see atoms on one place; a shorter cutoff costs more in a cell
+_STILL = 1e-6  # share of the kinetic energy in rigid motion, below which there is none
 _LINEAR = 1e-10  # least moment of inertia over the largest one, below which there is no rotation about that axis
 
 
@@ -29,7 +29,7 @@ def first_state(atoms: Atoms, settings: MDSettings) -> Atoms:
             f"`structure` must have no constraints, which runs do not keep, got {kinds}; remove them with "
             "atoms.set_constraint(), or run ASE's integrators yourself with GGNNCalculator"
         )
-    neighbor_list(from_atoms(atoms), _NEAR)  # finite, not empty, no two atoms on one place
+    check_apart(from_atoms(atoms))  # finite, not empty, no two atoms on one place
     start = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     start.set_masses(atoms.get_masses())
     if settings.temperature is None:
@@ -49,14 +49,20 @@ def degrees_of_freedom(start: Atoms, settings: MDSettings) -> int:
     """How many degrees of freedom share the kinetic energy: the N of T = 2 E_kin / (N k).
 
     All 3N in a Langevin run and for a single atom; else without the translation that is conserved (3N - 3
-    in a periodic system) and without rotation (3N - 6 in a molecule, 3N - 5 in a linear one).
+    in a periodic system) and without rotation (3N - 6 in a molecule, 3N - 5 in a linear one), unless `start` has
+    momenta of its own that move it as a whole.
     """
+    n = 3 * len(start)
     if settings.ensemble == "langevin" or len(start) == 1:
-        return 3 * len(start)
+        return n
+    still = start.copy()
+    _stop_rigid_motion(still)
+    if still.get_kinetic_energy() < (1.0 - _STILL) * start.get_kinetic_energy():
+        return n
     if start.pbc.any():
-        return 3 * len(start) - 3
+        return n - 3
     moments = np.linalg.eigvalsh(_inertia(start))
-    return 3 * len(start) - 3 - int((moments > _LINEAR * moments.max()).sum())
+    return n - 3 - int((moments > _LINEAR * moments.max()).sum())
 
 
 def _stop_rigid_motion(atoms: Atoms) -> None:

@@ -1,6 +1,7 @@
 """The potential as an OpenMM force: a TorchForce, or a PythonForce on any torch."""
 
 import logging
+import operator
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -17,7 +18,7 @@ from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.graph import Structure
-from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list
+from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, spread_too_far
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
 _LOADED_AGAIN: set[Path] = set()
@@ -34,6 +35,7 @@ class OpenMMModule(nn.Module):
         """Prepares the evaluation of `atoms` (n,), indices among the particles, with `numbers` (n,)."""
         super().__init__()
         self.module = module
+        self.cutoff = cutoff
         self.neighbors = make_neighbor_list(cutoff)
         self.register_buffer("numbers", numbers)
         self.register_buffer("atoms", atoms)
@@ -55,6 +57,8 @@ class OpenMMModule(nn.Module):
         else:
             cell = box_vectors.to(torch.float64) * self.angstrom
             periodic = True
+        if spread_too_far(x, cell, torch.full((3,), periodic, dtype=torch.bool, device=x.device), self.cutoff):
+            raise ValueError("atoms are too far apart for a neighbour list; the structure is broken")
         pairs, shifts = self.neighbors.compute(x, cell, periodic, "PS")
         edge_index = pairs.t().to(torch.int64)
         out = self.module(x, self.numbers, cell.unsqueeze(0), edge_index, shifts.to(torch.float64), self.batch, 1)
@@ -254,7 +258,10 @@ def _load_plugins_again() -> None:
 def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Atomic numbers (n,) and indices (n,) of the atoms that the potential sees."""
     particles = list(topology.atoms())
-    indices = list(range(len(particles))) if atoms is None else [int(i) for i in atoms]
+    try:
+        indices = list(range(len(particles))) if atoms is None else [_index(one) for one in atoms]
+    except TypeError as error:
+        raise InputError(f"`atoms` must be indices, got {atoms}; of a mask, give those where it is true") from error
     if not indices:
         raise InputError("`atoms` must name at least one atom, got none" if particles else "`topology` has no atoms")
     if len(set(indices)) < len(indices) or not 0 <= min(indices) <= max(indices) < len(particles):
@@ -267,6 +274,13 @@ def _numbers(topology: Any, atoms: list[int] | None) -> tuple[np.ndarray, np.nda
         )
     numbers = [particles[i].element.atomic_number for i in indices]
     return np.array(numbers, dtype=np.int64), np.array(indices, dtype=np.int64)
+
+
+def _index(value: Any) -> int:
+    """A whole number, whatever its type; neither a mask nor what would have to be rounded."""
+    if isinstance(value, bool):
+        raise TypeError("a boolean is no index")
+    return operator.index(value)
 
 
 def make_topology(atoms: Atoms) -> Any:

@@ -21,6 +21,14 @@ LEAST_CORRELATION: float = 0.5
 """Of the velocities of an atom in neighbouring frames. For a vibration it is cos(w h); down to 0.5, Simpson's rule over
 two intervals h between frames is right within 1%."""
 
+FASTEST_FS: dict[bool, float] = {True: 7.6, False: 14.1}
+"""Periods of the fastest vibrations with and without hydrogen: H2 (4401/cm) and N2 (2359/cm; Huber and Herzberg,
+Constants of Diatomic Molecules, 1979)."""
+
+LARGEST_INTERVAL: float = 5.0 / 6.0
+"""Between frames, over the fastest period. With more, an atom may be back where it was, and its velocity looks as if it
+had hardly changed."""
+
 _NOBLE_GASES = [2, 10, 18, 36, 54, 86]
 _MOST_FRAMES = 1000
 _REACHES = (SHORTEST_DISTANCE, BOND_FACTOR, 3.0)  # the last is beyond bohr taken for angstrom
@@ -77,7 +85,8 @@ def velocity_verdict(trajectory: Trajectory) -> Verdict:
     (r(t + h) - r(t - h)) / 2h is the mean velocity between three frames, which Simpson's rule takes from the momenta:
     (v(t - h) + 4 v(t) + v(t + h)) / 6. The slope of the one against the other, by least squares over at most 1000
     frames t, is 1, unless lengths, times, momenta or masses are not what they are taken for. Atoms whose velocity
-    changes too much from frame to frame (`LEAST_CORRELATION`) are left out.
+    changes too much from frame to frame (`LEAST_CORRELATION`), or may have gone through a whole vibration in between
+    (`LARGEST_INTERVAL`), are left out.
     """
     name, times = "velocities", trajectory.times_fs
     reason = None
@@ -102,6 +111,8 @@ def velocity_verdict(trajectory: Trajectory) -> Verdict:
     expected = (before + 4.0 * here + after) / 6.0
     squares = np.einsum("tnk,tnk->n", here, here)
     slow = np.einsum("tnk,tnk->n", here, 0.5 * (before + after)) > LEAST_CORRELATION * squares
+    fastest = np.where(trajectory.numbers == 1, FASTEST_FS[True], FASTEST_FS[False])
+    slow &= (times[middle + 1] - times[middle]).max() <= LARGEST_INTERVAL * fastest
     if not slow.any():
         text = "not measured: the velocities change too much between frames, or nothing moves; write them more often"
         return Verdict(name, None, "", VELOCITY_DEVIATION, None, text)

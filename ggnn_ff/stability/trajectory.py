@@ -113,7 +113,7 @@ def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:
     """The rows of an `energies.csv`, without a last line that was cut while it was written."""
     width = len(ENERGY_COLUMNS)
     rows, tail = Rows(width), ""
-    with open(path, encoding="utf8") as file:
+    with open(path, encoding="utf8", errors="replace") as file:  # what is no text is no number either
         if file.readline().strip().split(",") != ENERGY_COLUMNS:
             raise InputError(f"{path} must start with the header {','.join(ENERGY_COLUMNS)}")
         while lines := file.readlines(_BLOCK_CHARACTERS):
@@ -200,13 +200,19 @@ def _from_frames(frames: Iterator[Atoms], path: Path) -> Trajectory:
             )
         positions.extend(atoms.positions[None])
         cell.extend(atoms.cell.array[None])
-        if atoms.has("momenta"):
-            momenta.extend(atoms.get_momenta()[None])
-            kinetic.extend(np.array([atoms.get_kinetic_energy()]))
-        if (time := atoms.info.get("time_fs")) is not None:
-            times.extend(np.array([time], dtype=np.float64))
-        if atoms.calc is not None and "energy" in atoms.calc.results:
-            potential.extend(np.array([atoms.calc.results["energy"]], dtype=np.float64))
+        try:
+            if atoms.has("momenta"):
+                momenta.extend(atoms.get_momenta()[None])
+                kinetic.extend(np.array([atoms.get_kinetic_energy()]))
+            if (time := atoms.info.get("time_fs")) is not None:
+                times.extend(np.array([time], dtype=np.float64))
+            if atoms.calc is not None and "energy" in atoms.calc.results:
+                potential.extend(np.array([atoms.calc.results["energy"]], dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: momenta must be three numbers for each atom, `time_fs` and `energy` one, but are something "
+                f"else in frame {index} ({error}); correct the file"
+            ) from error
 
     def complete(rows: Rows) -> np.ndarray | None:
         return rows.array() if rows.length == positions.length else None

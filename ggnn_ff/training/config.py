@@ -6,6 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ggnn_ff.contract import LONGEST_CUTOFF
 from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.models import architecture
 
@@ -13,7 +14,7 @@ from ggnn_ff.models import architecture
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -50,7 +51,7 @@ class ModelConfig(Section):
 
     name: str = "painn"
     preset: Literal["small", "default", "large"] = "default"
-    cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
+    cutoff: float = Field(default=5.0, gt=0.0, le=LONGEST_CUTOFF, description="angstrom")
     hyperparameters: dict[str, int | float | str | bool] = {}
     start_from: Path | None = Field(
         default=None,
@@ -84,6 +85,12 @@ class LossConfig(Section):
 
     energy_weight: float = Field(default=0.005, ge=0.0)
     forces_weight: float = Field(default=1.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "LossConfig":
+        if self.energy_weight == self.forces_weight == 0.0:
+            raise ValueError("`loss.energy_weight` or `loss.forces_weight` must be above zero, got 0 for both")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -121,7 +128,7 @@ class RunConfig(Section):
     accelerator: str = "auto"
     devices: int | str = "auto"
     strategy: str = "auto"
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; none: what torch chooses")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; none: what torch chooses")
     compile: bool = Field(default=False, description="compile loss and gradient as one graph; needs a C++ compiler")
     budget_minutes: float | None = Field(
         default=None,
@@ -152,6 +159,17 @@ class TrainingConfig(Section):
         return self
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader lets the last of equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path) -> TrainingConfig:
     """Reads a YAML file; relative paths in it are relative to its folder, `output` to the working directory.
 
@@ -159,10 +177,10 @@ def read_config(path: Path) -> TrainingConfig:
         InputError: no such file, not YAML, or a key or value that does not fit, naming the nearest key that does.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
+        content = yaml.load(path.read_text(encoding="utf8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"`config` must be a readable YAML file, got {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates that there are not
         raise InputError(f"`config` must be valid YAML, got {path}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"`config` must hold keys such as output, data and model, got {path} with {content!r}")

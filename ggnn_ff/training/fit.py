@@ -1,7 +1,7 @@
 """Training from a configuration to a folder with a potential."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from ggnn_ff.data.splits import Split
 from ggnn_ff.domain import describe_frames
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, LoadedPotential, make_contract, write_potential
+from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
@@ -54,10 +55,10 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
 
     Raises:
         InputError: data or devices that cannot be used, or a folder that holds a run of another configuration or on
-            other data.
+            other data, or that another process trains in.
     """
     split = load_split(config.data)
-    with torch_state_kept(config.run.seed, config.run.threads):
+    with torch_state_kept(config.run.seed, config.run.threads), ExitStack() as held:
         start = load_start(config.model, split.train.elements)
         potential, forces_rms = build_potential(config, split.train, start)
         keep = KeepCheckpoints(config.output / "checkpoints")
@@ -65,6 +66,8 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
         _check_batches(config, len(split.train), trainer.world_size)
         claimed = check_folder(config)
         if trainer.is_global_zero:
+            config.output.mkdir(parents=True, exist_ok=True)
+            held.callback(unlock, lock(config.output))
             claim_folder(claimed)
         train(trainer, TrainingModule(potential, config, forces_rms), config, split, keep.last)
         if trainer.is_global_zero:
