@@ -1,6 +1,6 @@
 """Stability of molecular dynamics by the protocol of arXiv 2210.07237, section 4 (MD17), for any number of potentials.
 
-uv run benchmarks/stability.py ethanol-pbe schnet=benchmarks/comparison-next/schnet/training --seeds 3 \
+uv run benchmarks/stability.py ethanol-pbe schnet=benchmarks/comparison/schnet/training --seeds 3 \
     --structure ethanol --reference-data ../shared/data/rmd17_ethanol/test.xyz -o benchmarks/stability
 
 What `ggnn-ff certify --protocol md17-stability` does for one, in one table. Writes NAME.json for each potential, and
