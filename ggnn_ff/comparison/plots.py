@@ -30,11 +30,12 @@ def plot_accuracy_speed(rows: Sequence[Row]) -> "Figure":
     axes = figure.subplots()
     front = pareto_front(points)
     axes.plot(points[front, 0], points[front, 1], color="0.6", lw=1.2, zorder=1, label="Pareto front")
-    _scatter(axes, points, [row.model for row in rows])
+    _scatter(axes, points)
     label_axes(axes, f"ms per step, {rows[0].speed[0].n_atoms} atoms, one thread", _FORCES)
     _logarithmic(axes, "x")
     _logarithmic(axes, "y")
     axes.legend(frameon=False)
+    _name_points(figure, axes, points, [row.model for row in rows])
     return figure
 
 
@@ -48,23 +49,27 @@ def plot_conservation_accuracy(rows: Sequence[Row]) -> "Figure":
     axes = figure.subplots()
     kept = [row for row in rows if row.nve.drift_mev_per_atom_per_ps is not None]
     broken = [row for row in rows if row.nve.drift_mev_per_atom_per_ps is None]
-    highest = 0.1
+    highest, points, names = 0.1, [], []
     for row in kept:
         drift, error = abs(row.nve.drift_mev_per_atom_per_ps or 0.0), row.nve.drift_error or 0.0
         x, resolved = row.errors.forces_mae_mev_per_angstrom, drift > 2.0 * error
         height = drift if resolved else 2.0 * error
-        _scatter(axes, np.array([[x, height]]), [row.model], "o" if resolved else "v", filled=resolved)
+        points.append((x, height))
+        names.append(row.model)
+        _scatter(axes, np.array([[x, height]]), "o" if resolved else "v", filled=resolved)
         if resolved:
             axes.errorbar(x, height, yerr=error, fmt="none", ecolor="0.7", elinewidth=1, zorder=1)
         highest = max(highest, height + error)
     for row in broken:
-        point = np.array([[row.errors.forces_mae_mev_per_angstrom, 10.0 * highest]])
-        _scatter(axes, point, [f"{row.model} (broke)"], "x")
+        points.append((row.errors.forces_mae_mev_per_angstrom, 10.0 * highest))
+        names.append(f"{row.model} (broke)")
+        _scatter(axes, np.array([points[-1]]), "x")
     if broken:
         axes.axhline(5.0 * highest, color="0.6", lw=0.8, ls="--")
     label_axes(axes, _FORCES, "|energy drift| (meV/atom/ps); open: less than that")
     _logarithmic(axes, "x")
     _logarithmic(axes, "y")
+    _name_points(figure, axes, np.array(points), names)
     return figure
 
 
@@ -94,9 +99,34 @@ def _logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:
     axes.margins(0.12)
 
 
-def _scatter(axes: "Axes", points: np.ndarray, names: Sequence[str], marker: str = "o", filled: bool = True) -> None:
+def _scatter(axes: "Axes", points: np.ndarray, marker: str = "o", filled: bool = True) -> None:
     face = COLORS[0] if filled else "none"
     color = {"color": COLORS[0]} if marker == "x" else {"facecolors": face, "edgecolors": COLORS[0]}
     axes.scatter(points[:, 0], points[:, 1], marker=marker, s=28, zorder=2, **color)  # type: ignore[arg-type]
-    for (x, y), name in zip(points, names, strict=True):
-        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, color=REFERENCE_COLOR)
+
+
+def _name_points(figure: "Figure", axes: "Axes", points: np.ndarray, names: Sequence[str]) -> None:
+    """Writes names beside points (K, 2), each at the first corner where it covers no point and no other name."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # which settles where the points are
+    taken = [Bbox.from_bounds(x - 5.0, y - 5.0, 10.0, 10.0) for x, y in axes.transData.transform(points)]
+    for point, name in zip(points, names, strict=True):
+        for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            text = axes.annotate(
+                name,
+                point,
+                xytext=(5 * right, 3 * up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va="bottom" if up > 0 else "top",
+                fontsize=8,
+                color=REFERENCE_COLOR,
+            )
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            if (right, up) != (-1, -1):  # the last one stays, since there is no other
+                text.remove()
+        taken.append(box)

@@ -259,9 +259,13 @@ class _Run:
         self.stopped: str | None = None
         self.milliseconds: deque[float] = deque(maxlen=100)  # per step, of the last intervals
         self.step = files.resume(replica)
-        self.guard.last_good = first = self.guard.state(self.step, *replica.read())
-        if self.step == 0:
-            self._stop(files.look(0, first, settings))
+        try:
+            self.guard.last_good = first = self.guard.state(self.step, *replica.read())
+            if self.step == 0:
+                self._stop(files.look(0, first, settings))
+        except BaseException:
+            files.close()
+            raise
 
     def log(self, step: int, milliseconds: float) -> None:
         """Writes what is due after a step, and judges it."""

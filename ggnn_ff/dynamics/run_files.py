@@ -43,7 +43,8 @@ class RunFiles:
             identity = f"{potential.contract.identity} {potential.dtype}"
         else:
             source = type(potential).__name__
-            identity = f"{source} {json.dumps(dict(potential.parameters), default=_kind)}"
+            parameters = dict(getattr(potential, "parameters", {}))
+            identity = f"{source} {json.dumps(parameters, default=_plain, skipkeys=True)}"
         arrays = (
             start.numbers,
             start.positions,
@@ -245,8 +246,9 @@ def _open_at(path: Path, offset: int) -> io.TextIOWrapper:
     return open(path, "a", encoding="utf8")
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__
+def _plain(value: object) -> object:
+    """What stands for a parameter that JSON has no form for: its values, or what it is."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else type(value).__name__
 
 
 def _write(path: Path, text: str) -> None:
