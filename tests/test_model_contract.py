@@ -11,8 +11,9 @@ from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential, set_dtype
 
 ELEMENTS = ["H", "C", "O", "Ti"]
+LARGE = (pytest.mark.slow, pytest.mark.timeout(1800))
 PRESETS = [
-    pytest.param((name, preset), marks=() if preset == "small" else pytest.mark.slow, id=f"{name}-{preset}")
+    pytest.param((name, preset), marks=() if preset == "small" else LARGE, id=f"{name}-{preset}")
     for name, architecture in MODELS.items()
     for preset in architecture.presets
 ]
