@@ -411,8 +411,9 @@ def check_no_jumps(module: nn.Module) -> None:
 
         def surface(positions: np.ndarray, atoms: Atoms = atoms) -> tuple[np.ndarray, np.ndarray]:
             frames = [Atoms(atoms.numbers, positions=frame) for frame in positions]
-            prediction = module(*inputs(stack(*frames)))
-            return prediction.energy.numpy(), prediction.forces.numpy().reshape(positions.shape)
+            parts = [module(*inputs(stack(*frames[first : first + 16]))) for first in range(0, len(frames), 16)]
+            forces = torch.cat([part.forces for part in parts])
+            return torch.cat([part.energy for part in parts]).numpy(), forces.numpy().reshape(positions.shape)
 
         jumps = largest_jumps(surface, lines, step=5e-3, looks=1)
         assert jumps.energy <= NEGLIGIBLE, jumps
