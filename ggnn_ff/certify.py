@@ -14,7 +14,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
 from ggnn_ff.data.engines import ENGINES, engine_calculator
@@ -22,7 +22,7 @@ from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
-from ggnn_ff.errors import InputError, UnstableDynamics, invalid
+from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.files import write_atomically
 from ggnn_ff.hosts.ase import GGNNCalculator
@@ -61,18 +61,6 @@ class Protocol(BaseModel):
     hot_temperature: float = Field(default=500.0, gt=0.0, description="K")
     hot_ps: float = Field(default=100.0, gt=0.0, description="of each hot run")
     seeds: int = Field(default=3, ge=1, description="hot runs")
-
-
-def make_protocol(**values: Any) -> Protocol:
-    """A validated protocol.
-
-    Raises:
-        InputError: naming each value that does not fit.
-    """
-    try:
-        return Protocol(**values)
-    except ValidationError as error:
-        raise invalid(error, Protocol.model_fields) from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ggnn_ff.console import console, print_contract, progress_bar, tell_of_contract
-from ggnn_ff.errors import InputError, UnstableDynamics
+from ggnn_ff.errors import InputError, UnstableDynamics, validated
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
@@ -353,7 +353,7 @@ def certify(
     Symmetry, forces as a gradient, vibrations of molecules, time steps, energy conservation and stability. Run again to
     go on after a kill.
     """
-    from ggnn_ff.certify import calculator_subject, certification, make_protocol, potential_subject
+    from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
     from ggnn_ff.certify import certify as run
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import write_certification
@@ -370,7 +370,8 @@ def certify(
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
     subject = potential_subject(potential) if potential is not None else calculator_subject(calculator or "")
-    battery = make_protocol(nve_ps=nve, hot_ps=hot, hot_temperature=hot_temperature, seeds=seeds)
+    asked = {"nve_ps": nve, "hot_ps": hot, "hot_temperature": hot_temperature, "seeds": seeds}
+    battery = validated(Protocol, asked)
     reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
     found = run(subject, find_structure(structure), output, battery, reference_data, reference, console.print)
     table = Table("check", "value", "threshold", "unit", "verdict")
@@ -437,20 +438,21 @@ def compare(
     again to go on after a kill; exit status 1 when an architecture could not be trained or measured.
     """
     from ggnn_ff.comparison.run import compare as run
-    from ggnn_ff.comparison.settings import make_settings, parse_budget, parse_models
+    from ggnn_ff.comparison.settings import Settings, parse_budget, parse_models
 
-    settings = make_settings(
-        data=data,
-        test=test,
-        budget_minutes=parse_budget(budget),
-        n_valid=valid,
-        preset=preset,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-        threads=threads,
-        compile=compile_training,
-    )
+    asked = {
+        "data": data,
+        "test": test,
+        "budget_minutes": parse_budget(budget),
+        "n_valid": valid,
+        "preset": preset,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "threads": threads,
+        "compile": compile_training,
+    }
+    settings = validated(Settings, asked)
     failures = run(settings, parse_models(models), output, console)
     print((output / "comparison.md").read_text(encoding="utf8"))
     console.print(f"raw figures and pictures in {output}", soft_wrap=True, markup=False)

@@ -1,13 +1,14 @@
 """The errors that a user can act on, and what is said on the side."""
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class InputError(ValueError):
@@ -22,14 +23,21 @@ class UnstableDynamics(RuntimeError):
     """Molecular dynamics was stopped because the structure broke or numbers blew up; the message says which."""
 
 
-def invalid(error: "ValidationError", known: Collection[str] = ()) -> InputError:
-    """What pydantic found, with a line for each value that does not fit, and the nearest of the `known` names."""
-    lines = []
-    for item in error.errors():
-        name = ".".join(map(str, item["loc"]))
-        hint = nearest(name, known) if item["type"] == "extra_forbidden" else ""
-        lines.append(f"`{name}`: {item['msg']}, got {item['input']!r}{hint}")
-    return InputError("\n".join(lines))
+def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Settings of a kind.
+
+    Raises:
+        InputError: naming each value that does not fit, and for an unknown name the nearest.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            hint = nearest(name, kind.model_fields) if item["type"] == "extra_forbidden" else ""
+            lines.append(f"`{name}`: {item['msg']}, got {item['input']!r}{hint}")
+        raise InputError("\n".join(lines)) from error
 
 
 @cache

@@ -20,7 +20,7 @@ from ggnn_ff.comparison.measure import measure_dynamics, potential_surface
 from ggnn_ff.comparison.plots import pareto_front, plot_conservation_accuracy
 from ggnn_ff.comparison.row import Row
 from ggnn_ff.comparison.run import compare
-from ggnn_ff.comparison.settings import Settings, Sizes, make_settings, parse_budget, parse_models
+from ggnn_ff.comparison.settings import Settings, Sizes, parse_budget, parse_models
 from ggnn_ff.comparison.speed import structures, water_box
 from ggnn_ff.comparison.table import cells, header
 from ggnn_ff.data.readers import read_frames
@@ -41,7 +41,7 @@ SECONDS = 3.0
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Settings:
     folder = tmp_path_factory.mktemp("data")
-    return make_settings(
+    return Settings(
         data=write_frames(folder / "train.npz", 60),
         test=write_frames(folder / "test.npz", 20, seed=1),
         budget_minutes=SECONDS / 60,

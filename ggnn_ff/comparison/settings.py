@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ggnn_ff.errors import InputError, invalid, nearest
+from ggnn_ff.errors import InputError, nearest
 from ggnn_ff.models import MODELS
 from ggnn_ff.training.config import TrainingConfig, make_config
 
@@ -83,18 +83,6 @@ class Sizes(BaseModel):
     hot_temperature: float = 500.0  # K
     evaluations: int = 50  # at most, to time one
     seconds: float = 20.0  # at most, to time one
-
-
-def make_settings(**values: Any) -> Settings:
-    """Validated settings.
-
-    Raises:
-        InputError: naming each value that does not fit.
-    """
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise invalid(error, Settings.model_fields) from error
 
 
 def parse_budget(text: str) -> float:

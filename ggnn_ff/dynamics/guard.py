@@ -222,8 +222,11 @@ class Guard:
         return None
 
     def _new_name(self, kind: str) -> str:
-        names = (f"alarm-{kind}{suffix}.xyz" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
-        return next(name for name in names if name not in self.taken)
+        name, number = f"alarm-{kind}.xyz", 1
+        while name in self.taken:
+            number += 1
+            name = f"alarm-{kind}-{number}.xyz"
+        return name
 
     def _lengths(self, state: Atoms) -> np.ndarray:
         return bond_lengths(state.positions, self.bonds, state.cell.array, state.pbc)

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ggnn_ff.errors import InputError, invalid
+from ggnn_ff.errors import InputError, validated
 
 
 class MDSettings(BaseModel):
@@ -37,10 +37,7 @@ def make_settings(**values: Any) -> MDSettings:
     Raises:
         InputError: naming each value that does not fit.
     """
-    try:
-        settings = MDSettings(**values)
-    except ValidationError as error:
-        raise invalid(error, MDSettings.model_fields) from error
+    settings = validated(MDSettings, values)
     if settings.frame_every % settings.log_every:
         raise InputError(
             f"`frame_every` must be a multiple of `log_every`, got {settings.frame_every} and {settings.log_every}"
