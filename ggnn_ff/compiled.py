@@ -111,6 +111,10 @@ class CompiledEnergyForces(nn.Module):
             stress = 0.5 * (stress + stress.transpose(1, 2))
         return Prediction(energy, atomic_energies, forces, stress)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without packages, which another process takes from the cache."""
+        return {**self.__dict__, "packages": {}}
+
     def package(self, n_edges: int) -> Any:
         """The package for so many edges: from memory, the cache, or made now."""
         many = n_edges >= MANY_EDGES and torch.get_num_threads() > 1
@@ -135,7 +139,8 @@ def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
         return loaded
     if why := why_not_compile():
         raise InputError(f"`compile` must find a C++ compiler: {why}")
-    module = CompiledEnergyForces(eager_form(loaded), loaded)
+    eager = eager_form(loaded)
+    module = CompiledEnergyForces(eager, replace(loaded, module=eager))
     module.package(0)
     return replace(loaded, module=module)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,18 @@ class LoadedPotential:
             InputError: an empty, broken or periodic-without-cell structure.
         """
         return evaluate(self.module, atoms, self.contract.cutoff, self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """TorchScript as bytes: it has no form for pickle, which takes calculators to other processes."""
+        if not isinstance(self.module, torch.jit.ScriptModule):
+            return self.__dict__
+        return {**self.__dict__, "module": self.module.save_to_buffer()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["module"], bytes):
+            module = torch.jit.load(io.BytesIO(state["module"]), map_location=state["device"])
+            state = {**state, "module": _ready(module)}
+        self.__dict__.update(state)
 
     @torch.inference_mode(False)
     def predict(self, structure: Structure, neighbors: Neighbors) -> Prediction:

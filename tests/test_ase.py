@@ -1,5 +1,8 @@
 """The potential as an ASE calculator."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -43,6 +46,17 @@ def evaluations(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(LoadedPotential, "predict", counting)
     return calls
+
+
+@pytest.mark.parametrize("send", [lambda calc: pickle.loads(pickle.dumps(calc)), copy.deepcopy])
+def test_a_calculator_can_be_sent_to_another_process(potential, send):
+    atoms = ethanol()
+    atoms.calc = GGNNCalculator(potential, compile=False)
+    expected = atoms.get_forces()
+    atoms.calc = send(atoms.calc)
+    np.testing.assert_array_equal(atoms.get_forces(), expected)
+    atoms.rattle(0.01, seed=4)
+    assert np.abs(atoms.get_forces() - expected).max() > 0.01
 
 
 def test_properties_of_a_molecule(potential):
