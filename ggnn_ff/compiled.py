@@ -24,9 +24,10 @@ from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
+from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
-MANY_EDGES = 3000  # from here on a package that uses all threads of torch; below, threads would only wait
+EDGES_PER_THREAD = 150  # from here on a package that uses all threads of torch; below, threads would only wait
 REVISION = 6  # of the way packages are made; those of another are made anew
 
 
@@ -70,7 +71,7 @@ class Core(nn.Module):
 class CompiledEnergyForces(nn.Module):
     """Called as `EnergyForces`, with the same numbers apart from rounding; packages are made when first needed.
 
-    One for molecules that runs on one thread, and one for `MANY_EDGES` and more that runs on all of torch's.
+    One for small molecules that runs on one thread, and one for `EDGES_PER_THREAD` and more that runs on all of torch's.
     """
 
     def __init__(self, eager: EnergyForces, loaded: LoadedPotential) -> None:
@@ -117,7 +118,7 @@ class CompiledEnergyForces(nn.Module):
 
     def package(self, n_edges: int) -> Any:
         """The package for so many edges: from memory, the cache, or made now."""
-        many = n_edges >= MANY_EDGES and torch.get_num_threads() > 1
+        many = torch.get_num_threads() > 1 and n_edges >= EDGES_PER_THREAD * torch.get_num_threads()
         if many not in self.packages:
             self.packages[many] = _cached(self.eager, self.loaded, torch.get_num_threads() if many else 1)
         return self.packages[many]
@@ -183,6 +184,7 @@ def eager_form(loaded: LoadedPotential) -> EnergyForces:
 
 def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
     """A verified package, from the cache or made now."""
+    keep_freed_memory()
     path = cache_folder() / f"{_key(eager, loaded, threads)}.pt2"
     with_kernels(eager.potential)  # a package calls operators by name
     if _has_tables(loaded):

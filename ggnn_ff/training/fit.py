@@ -25,6 +25,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, LoadedPotential, make_contract, write_potential
 from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
+from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
@@ -57,6 +58,7 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
         InputError: data or devices that cannot be used, or a folder that holds a run of another configuration or on
             other data, or that another process trains in.
     """
+    keep_freed_memory()
     split = load_split(config.data)
     with torch_state_kept(config.run.seed, config.run.threads), ExitStack() as held:
         start = load_start(config.model, split.train.elements)
