@@ -71,7 +71,7 @@ class Core(nn.Module):
 class CompiledEnergyForces(nn.Module):
     """Called as `EnergyForces`, with the same numbers apart from rounding; packages are made when first needed.
 
-    One for small molecules that runs on one thread, and one for `EDGES_PER_THREAD` and more that runs on all of torch's.
+    One for small molecules, on one thread, and one for `EDGES_PER_THREAD` and more, on all threads of torch.
     """
 
     def __init__(self, eager: EnergyForces, loaded: LoadedPotential) -> None:
