@@ -1,6 +1,7 @@
 """Compiled potentials: the same numbers for every size and in every host, made once, and refused when wrong."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,12 @@ STRUCTURES = {
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structures_of_any_size_have_the_numbers_of_the_potential(eager, fast, name):
     assert_same(fast.evaluate(STRUCTURES[name]), eager.evaluate(STRUCTURES[name]))
+
+
+def test_a_compiled_potential_can_be_sent_to_another_process(fast):
+    sent = pickle.loads(pickle.dumps(fast))
+    assert isinstance(sent.module, CompiledEnergyForces)
+    assert_same(sent.evaluate(ethanol()), fast.evaluate(ethanol()))
 
 
 def test_several_threads_give_the_same_digits_each_time(eager, fast):
