@@ -27,7 +27,7 @@ from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
-EDGES_PER_THREAD = 150  # from here on a package that uses all threads of torch; below, threads would only wait
+EDGES_PER_THREAD = 128  # from here on a package that uses all threads of torch; below, threads would only wait
 REVISION = 6  # of the way packages are made; those of another are made anew
 
 
