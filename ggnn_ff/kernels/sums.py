@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def with_ordered_sums(graph: fx.GraphModule) -> None:
-    """Replaces each addition of rows by number in a graph of operations, in place; for inference only."""
+    """Replaces each addition of rows by number in a graph of operations, in place; the graph has no derivative then."""
     register()
     for node in list(graph.graph.nodes):
         if (arguments := _rows_added(node)) is None:

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ggnn_ff.errors import InputError
 from ggnn_ff.forces import Prediction
 from ggnn_ff.kernels import with_kernels
+from ggnn_ff.kernels.sums import with_ordered_sums
 from ggnn_ff.training.batches import Batch
 from ggnn_ff.training.vector import OneVector
 
@@ -81,6 +82,8 @@ class CompiledLoss:
         with_angles = any(node.target is reading for node in graph.graph.nodes)
         graph.graph.eliminate_dead_code()
         graph.recompile()
+        if weights.device.type == "cpu":  # where torch adds in order, it adds one number after the other
+            with_ordered_sums(graph)
         return torch.compile(graph, dynamic=False, fullgraph=True), with_angles
 
 
