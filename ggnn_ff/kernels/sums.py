@@ -15,7 +15,8 @@ def with_ordered_sums(graph: fx.GraphModule) -> None:
     """Replaces each addition of rows by number in a graph of operations, in place; the graph has no derivative then."""
     register()
     for node in list(graph.graph.nodes):
-        if (arguments := _rows_added(node)) is None:
+        arguments = _rows_added(node)
+        if arguments is None or not arguments[2].meta["val"].is_floating_point():  # counts have one order only
             continue
         with graph.graph.inserting_before(node):
             index, source = (graph.graph.call_function(aten.contiguous.default, (one,)) for one in arguments[1:3])
