@@ -27,7 +27,7 @@ from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
-EDGES_PER_THREAD = 128  # from here on a package that uses all threads of torch; below, threads would only wait
+EDGES_PER_THREAD = 128  # with so many for each, a package that uses all threads of torch; with fewer they would wait
 REVISION = 6  # of the way packages are made; those of another are made anew
 
 
@@ -71,7 +71,7 @@ class Core(nn.Module):
 class CompiledEnergyForces(nn.Module):
     """Called as `EnergyForces`, with the same numbers apart from rounding; packages are made when first needed.
 
-    One for small molecules, on one thread, and one for `EDGES_PER_THREAD` and more, on all threads of torch.
+    One for small molecules, on one thread, and one for `EDGES_PER_THREAD` and more for each thread, on all of torch's.
     """
 
     def __init__(self, eager: EnergyForces, loaded: LoadedPotential) -> None:
