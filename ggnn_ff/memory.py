@@ -10,8 +10,8 @@ _LARGEST = 2**31 - 1  # bytes; mallopt takes no more
 def keep_freed_memory() -> None:
     """Tells glibc not to give the temporaries of a step back to the system, only to ask for them again in the next.
 
-    That costs a page fault for every 4 kB. The process never holds more than at its peak. Elsewhere than with glibc, and
-    where the environment says how memory is to be kept (`MALLOC_TRIM_THRESHOLD_` or `MALLOC_MMAP_THRESHOLD_`, see
+    That costs a page fault for every 4 kB. The process never holds more than at its peak. Elsewhere than with glibc,
+    and where the environment says how memory is to be kept (`MALLOC_TRIM_THRESHOLD_` or `MALLOC_MMAP_THRESHOLD_`, see
     mallopt(3)), nothing is changed.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
