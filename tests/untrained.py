@@ -6,9 +6,10 @@ import torch
 from ase.build import molecule
 
 from ggnn_ff.contract import TrainingData
-from ggnn_ff.export import make_contract, write_potential
+from ggnn_ff.export import write_potential
 from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential
+from ggnn_ff.training.contract import make_contract
 
 
 def write_untrained(

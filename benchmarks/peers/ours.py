@@ -12,10 +12,11 @@ from ase.build import molecule
 from server import ELEMENTS, serve
 
 from ggnn_ff.contract import TrainingData
-from ggnn_ff.export import LoadedPotential, load_potential, make_contract, write_potential
+from ggnn_ff.export import LoadedPotential, load_potential, write_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential
+from ggnn_ff.training.contract import make_contract
 
 
 def untrained(name: str, hyperparameters: dict[str, Any]) -> LoadedPotential:

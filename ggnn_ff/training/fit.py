@@ -22,7 +22,7 @@ from ggnn_ff.data.reference_energies import least_squares_reference_energies
 from ggnn_ff.data.splits import Split
 from ggnn_ff.domain import describe_frames
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import DTYPES, LoadedPotential, make_contract, write_potential
+from ggnn_ff.export import DTYPES, LoadedPotential, write_potential
 from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.memory import keep_freed_memory
@@ -30,6 +30,7 @@ from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
 from ggnn_ff.training.config import TrainingConfig
+from ggnn_ff.training.contract import make_contract
 from ggnn_ff.training.data_files import load_reference_energies, load_split
 from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.folder import check_folder, claim_folder
