@@ -50,16 +50,16 @@ _MOST_LABELLED = 1000  # frames of reference data that are evaluated
 class Protocol(BaseModel):
     """How long, how hot, how often."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     timestep: float = Field(default=0.5, gt=0.0, description="fs, of all runs but the scaling's")
     temperature: float = Field(default=300.0, gt=0.0, description="K, before the runs at constant energy")
     equilibration_ps: float = Field(default=5.0, gt=0.0)
     scaling_timesteps: tuple[float, ...] = Field(default=(0.25, 0.5, 1.0), min_length=3, description="fs")
     scaling_ps: float = Field(default=1.0, gt=0.0, description="of each run of the scaling")
-    nve_ps: float = Field(default=20.0, gt=0.0)
+    nve_ps: float = Field(default=20.0, gt=0.0, alias="nve")
     hot_temperature: float = Field(default=500.0, gt=0.0, description="K")
-    hot_ps: float = Field(default=100.0, gt=0.0, description="of each hot run")
+    hot_ps: float = Field(default=100.0, gt=0.0, alias="hot", description="of each hot run")
     seeds: int = Field(default=3, ge=1, description="hot runs")
 
 

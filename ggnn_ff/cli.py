@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ggnn_ff.console import console, print_contract, progress_bar, tell_of_contract
-from ggnn_ff.errors import InputError, UnstableDynamics, validated
+from ggnn_ff.errors import InputError, UnstableDynamics, tell, validated
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
@@ -113,6 +113,8 @@ def label(
     level_of_theory: Annotated[
         str | None, typer.Option(help="of the files' own labels, where they do not say, with --difference")
     ] = None,
+    energy_unit: Annotated[str | None, typer.Option(help="of the files' own labels, with --difference")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="of the files, with --difference")] = None,
 ) -> None:
     """Label frames anew: by an engine, corrected by potentials, or with the difference to it; resumes after a kill."""
     from ggnn_ff.label import label as run
@@ -125,6 +127,8 @@ def label(
             corrections=correction or [],
             difference=difference,
             level_of_theory=level_of_theory,
+            energy_unit=energy_unit,
+            length_unit=length_unit,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     console.print(f"{len(labelled)} frames of {labelled.level_of_theory} in {output}", soft_wrap=True)
@@ -183,7 +187,7 @@ def evaluate(
     energy_unit: Annotated[str | None, typer.Option(help="of the file, if not its custom")] = None,
     length_unit: Annotated[str | None, typer.Option(help="of the file, if not its custom")] = None,
 ) -> None:
-    """Measure the errors of a potential on labelled frames; prints a table and JSON."""
+    """Measure the errors of a potential on labelled frames; prints JSON."""
     from ggnn_ff.contract import check_elements
     from ggnn_ff.data.readers import read_frames
     from ggnn_ff.export import load_potential
@@ -192,6 +196,12 @@ def evaluate(
     loaded = load_potential(potential)
     frames = read_frames(data, energy_unit=energy_unit, length_unit=length_unit)
     check_elements(loaded.contract, frames.numbers)
+    there = loaded.contract.training_data
+    if frames.sha256 == there.sha256:
+        tell(f"{data} is the file that {potential} was trained on: these are no errors on other frames")
+    levels = frames.level_of_theory, loaded.contract.level_of_theory
+    if "unknown" not in levels and levels[0] != levels[1]:
+        tell(f"{data} is of {levels[0]}, {potential} of {levels[1]}: this is what the methods differ by as well")
     errors = evaluate_frames(loaded.module, frames, loaded.contract.cutoff).errors(frames)
     print(errors.model_dump_json(indent=1))
 
@@ -299,7 +309,9 @@ def check(
     drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="folder for check.json, .png and .html [default: beside it]"),
+        typer.Option(
+            "-o", "--output", help="folder for check.json, .png and .html [default: the run folder, or FILE-check]"
+        ),
     ] = None,
 ) -> None:
     """Check energy conservation and structure of a trajectory; exit status 1 when a verdict fails.
@@ -317,7 +329,7 @@ def check(
         ensemble=ensemble,
         drift_threshold=drift_threshold,
     )
-    folder = output or (trajectory if trajectory.is_dir() else trajectory.parent)
+    folder = output or (trajectory if trajectory.is_dir() else trajectory.with_name(f"{trajectory.name}-check"))
     console.print(report_table(report))
     console.print(report.summary, soft_wrap=True)
     write_report(report, folder)  # after the table, since the picture needs matplotlib
@@ -341,7 +353,7 @@ def certify(
     nve: Annotated[float, typer.Option(help="ps at constant energy")] = 20.0,
     hot: Annotated[float, typer.Option(help="ps of each hot run")] = 100.0,
     hot_temperature: Annotated[float, typer.Option(help="K")] = 500.0,
-    seeds: Annotated[int, typer.Option(help="hot runs")] = 3,
+    seeds: Annotated[int | None, typer.Option(help="hot runs [default: 3, and 5 for the protocol]")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="md17-stability: nothing but 300 ps at 500 K, as in arXiv 2210.07237")
     ] = None,
@@ -370,7 +382,7 @@ def certify(
         _md17_stability(protocol, potential, structure, reference_data, output, seeds)
         return
     subject = potential_subject(potential) if potential is not None else calculator_subject(calculator or "")
-    asked = {"nve_ps": nve, "hot_ps": hot, "hot_temperature": hot_temperature, "seeds": seeds}
+    asked = {"nve": nve, "hot": hot, "hot_temperature": hot_temperature, "seeds": 3 if seeds is None else seeds}
     battery = validated(Protocol, asked)
     reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
     found = run(subject, find_structure(structure), output, battery, reference_data, reference, console.print)
@@ -393,12 +405,12 @@ def certify(
 
 
 def _md17_stability(
-    protocol: str, potential: str | None, structure: str, reference_data: Path | None, output: Path, seeds: int
+    protocol: str, potential: str | None, structure: str, reference_data: Path | None, output: Path, seeds: int | None
 ) -> None:
     """Runs it and prints its row of the table."""
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import load_potential
-    from ggnn_ff.md17_stability import NAME, md17_stability, stability_table
+    from ggnn_ff.md17_stability import NAME, SEEDS, md17_stability, stability_table
 
     if protocol != NAME:
         raise InputError(f"`protocol` must be {NAME}, got {protocol!r}; leave it out for the whole battery")
@@ -407,7 +419,7 @@ def _md17_stability(
     if reference_data is None:
         raise InputError(f"`reference_data` must be given for protocol {NAME}: frames of the reference method at 500 K")
     atoms = find_structure(structure)
-    row = md17_stability(load_potential(potential), atoms, reference_data, output, seeds=seeds)
+    row = md17_stability(load_potential(potential), atoms, reference_data, output, seeds=seeds or SEEDS)
     (output / "stability.json").write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf8")
     print(stability_table([row]))
     console.print(f"runs and stability.json in {output}", soft_wrap=True, markup=False)
@@ -444,7 +456,7 @@ def compare(
         "data": data,
         "test": test,
         "budget_minutes": parse_budget(budget),
-        "n_valid": valid,
+        "valid": valid,
         "preset": preset,
         "learning_rate": learning_rate,
         "batch_size": batch_size,

@@ -243,7 +243,8 @@ def describe_frames(train: LabelledFrames, held_out: LabelledFrames, cutoff: flo
         structure = from_atoms(held_out.atoms(k))
         for turn in range(-(-structure.positions.shape[0] // MOST_JUDGED)):
             largest = max(largest, float(check.look(structure, turn).novelty.max()))
-    return domain.model_copy(update={"threshold": float(f"{NOVELTY_MARGIN * largest:.4g}")})
+    threshold = float(f"{NOVELTY_MARGIN * largest:.4g}") or 1.0  # 0: no atom has a neighbour
+    return domain.model_copy(update={"threshold": threshold})
 
 
 def _statistics(x: np.ndarray) -> Surroundings:

@@ -226,6 +226,24 @@ def load_potential(name_or_path: str | Path, device: str = "cpu", dtype: str | N
     return handed_out
 
 
+def as_loaded(
+    potential: str | Path | LoadedPotential, device: str = "cpu", dtype: str | None = None
+) -> LoadedPotential:
+    """As `load_potential`; what is loaded already is returned as it is.
+
+    Raises:
+        InputError: also a device or dtype that is not that of what is loaded already.
+    """
+    if not isinstance(potential, LoadedPotential):
+        return load_potential(potential, device=device, dtype=dtype)
+    if dtype not in (None, potential.dtype) or torch.device(device) not in (torch.device("cpu"), potential.device):
+        raise InputError(
+            f"`potential` was loaded as {potential.dtype} on {potential.device} already, got dtype={dtype!r} and "
+            f"device={device!r}; give them to load_potential instead"
+        )
+    return potential
+
+
 def shipped_potentials() -> dict[str, Path]:
     """Name and folder of each potential that ships with the package."""
     installed = Path(__file__).parent / "shipped"

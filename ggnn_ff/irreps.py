@@ -40,8 +40,8 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
             from e3nn.o3 import wigner_3j
     except ImportError as error:
         raise InputError(
-            "building this architecture (gemnet, gotennet, mace, nequip, tfn) must find e3nn, which cannot be imported "
-            f"({error}); install `ggnn-ff[train]`, or use an exported `.pt` file, which needs no e3nn"
+            "training or compiling this architecture (gemnet, gotennet, mace, nequip, tfn) must find e3nn, which "
+            f"cannot be imported ({error}); install `ggnn-ff[train]`. Exported `.pt` files run without it, uncompiled"
         ) from error
     return wigner_3j(l1, l2, l3, dtype=torch.float64, device="cpu")
 

@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 
+from ggnn_ff.contract import check_elements
 from ggnn_ff.data.engines import ENGINES, check_electrons, engine_calculator, engine_version, one_thread
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.journal import Journal, Record
@@ -31,6 +32,8 @@ def label(
     corrections: Sequence[str | Path] = (),
     difference: bool = False,
     level_of_theory: str | None = None,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFrames:
     """Writes frames with new labels as extxyz; a call that was killed goes on when it is repeated.
@@ -43,6 +46,8 @@ def label(
         corrections: potentials trained on differences to this engine; the mean of what they say is added.
         difference: the labels in the files minus the engine's, instead.
         level_of_theory: of the labels in the files, where they do not say; for `difference` only.
+        energy_unit: of the labels in the files, as for `read_frames`; for `difference` only.
+        length_unit: of the files, as for `read_frames`; for `difference` only.
         progress: called with the number of frames done and of all, after each.
 
     Returns:
@@ -54,11 +59,14 @@ def label(
             corrections of something else, arguments that exclude each other, a frame that the engine cannot do, or a
             journal of another call.
     """
-    _check_arguments(paths, corrections, difference, level_of_theory)
+    only = {"level_of_theory": level_of_theory, "energy_unit": energy_unit, "length_unit": length_unit}
+    _check_arguments(paths, corrections, difference, only)
+    if output.suffix not in (".xyz", ".extxyz"):
+        raise InputError(f"`output` must end in .xyz or .extxyz, which is what is written, got {output}")
     unfinished = Path(f"{output}.journal")
     if output.exists() and not unfinished.exists():
         raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
-    old = _one_level([read_frames(path, level_of_theory=level_of_theory) for path in paths]) if difference else []
+    old = _one_level([read_frames(path, **only) for path in paths]) if difference else []
     structures = _structures(old) if difference else [atoms for path in paths for atoms in _read(path)]
     adding, level = _adding(corrections, engine)
     settings: Record = {
@@ -67,6 +75,13 @@ def label(
         "corrections": [calculator.potential.contract.identity for calculator in adding],
         "difference": difference,
     }
+    for k, atoms in enumerate(structures):
+        try:
+            check_electrons(atoms)
+        except InputError as error:
+            raise InputError(f"`paths`, frame {k} of all: {error}") from error
+        for calculator in adding:
+            check_elements(calculator.potential.contract, atoms.numbers)
     journal = Journal(unfinished, settings)
     try:
         with one_thread():
@@ -90,16 +105,15 @@ def label(
 
 
 def _check_arguments(
-    paths: Sequence[Path], corrections: Sequence[str | Path], difference: bool, level_of_theory: str | None
+    paths: Sequence[Path], corrections: Sequence[str | Path], difference: bool, only: dict[str, str | None]
 ) -> None:
     if difference and corrections:
         raise InputError(
             "`corrections` must be absent with `difference`, which is taken from the engine alone; drop one"
         )
-    if level_of_theory is not None and not difference:
-        raise InputError(
-            "`level_of_theory` is of the labels in the files, which are used only with `difference`; drop it"
-        )
+    for name, value in only.items():
+        if value is not None and not difference:
+            raise InputError(f"`{name}` is of the labels in the files, which are used only with `difference`; drop it")
     if not paths:
         raise InputError("`paths` must name at least one file, got none")
 
@@ -149,7 +163,6 @@ def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCa
 
 def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculator]) -> tuple[float, np.ndarray]:
     """Energy, eV, and forces (N, 3), eV/angstrom, of the engine and the mean of the corrections."""
-    check_electrons(atoms)
     one = atoms.copy()
     one.set_constraint()  # which would take forces away
     one.calc = engine_calculator(engine)  # a fresh one: labels do not depend on the frame before

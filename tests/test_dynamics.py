@@ -171,6 +171,19 @@ def test_masses_of_the_structure_are_kept():
     assert np.array_equal(first_state(heavy, settings_for("ase")).get_masses(), heavy.get_masses())
 
 
+@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+def test_a_run_with_other_masses_is_checked_with_them(tmp_path, ensemble):
+    heavy = ethanol()
+    heavy.set_masses(
+        [2.014 if symbol == "H" else mass for symbol, mass in zip(heavy.symbols, heavy.get_masses(), strict=True)]
+    )
+    settings = settings_for("springs", ensemble=ensemble, temperature=300.0, steps=400, frame_every=2)
+    run(Springs(), tmp_path, settings, heavy)
+    assert frames(tmp_path)[-1].get_masses() == pytest.approx(heavy.get_masses())
+    found = {verdict.name: verdict for verdict in check_trajectory(tmp_path).verdicts}
+    assert found["velocities"].passed
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_without_a_temperature_the_momenta_of_the_structure_are_used(tmp_path, potential_in, host):
     atoms = ethanol()

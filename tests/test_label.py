@@ -93,6 +93,42 @@ def test_charges_and_unpaired_electrons_stay_with_the_frames(tmp_path: Path):
     assert kept.get_initial_magnetic_moments().tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "column"), [("charge", 1, "initial_charges"), ("spin", 3, "initial_magmoms")]
+)
+def test_a_charge_that_the_atoms_do_not_have_is_not_ignored(tmp_path: Path, name: str, value: int, column: str):
+    atoms = find_structure("ethanol")
+    atoms.info[name] = value
+    write(tmp_path / "ion.xyz", [find_structure("ethanol"), atoms])
+    with pytest.raises(
+        InputError, match=rf"frame 1 of all: .* says {name}={value}, but its atoms .* the column {column}"
+    ):
+        label([tmp_path / "ion.xyz"], tmp_path / "new.xyz")
+    assert [path.name for path in tmp_path.iterdir()] == ["ion.xyz"]  # no journal: mended, the call begins anew
+    atoms.set_initial_charges([1.0] + [0.0] * 8)
+    atoms.set_initial_magnetic_moments([2.0] + [0.0] * 8)
+    if name == "spin":
+        atoms.set_initial_charges([0.0] * 9)
+        write(tmp_path / "ion.xyz", atoms)
+        assert len(label([tmp_path / "ion.xyz"], tmp_path / "new.xyz")) == 1
+
+
+def test_an_npz_keeps_charges_and_unpaired_electrons(tmp_path: Path):
+    oxygen = molecule("O2")
+    write(tmp_path / "oxygen.xyz", oxygen)
+    labelled = label([tmp_path / "oxygen.xyz"], tmp_path / "triplet.xyz")
+    assert labelled.magnetic_moments is not None
+    write_md17_npz(tmp_path / "triplet.npz", labelled)
+    again = read_frames(tmp_path / "triplet.npz")
+    np.testing.assert_array_equal(again.magnetic_moments, labelled.magnetic_moments)
+    assert again.charges is None
+
+
+def test_another_suffix_than_that_of_what_is_written_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"`output` must end in .xyz or .extxyz"):
+        label([_structures(tmp_path / "frames.xyz")], tmp_path / "new.npz")
+
+
 def test_a_difference_and_the_engine_make_the_labels_again(tmp_path: Path):
     engine = label([_structures(tmp_path / "frames.xyz")], tmp_path / "engine.xyz")
     there = tmp_path / "corrected.xyz"

@@ -238,7 +238,7 @@ def test_first_md17_ethanol_frame_has_its_published_values():
     [
         ({"R": None}, "lacks `R`.*R, E, F, z.*it has E, F, z"),
         ({"F": None, "z": None}, "lacks `F`, `z`"),
-        ({"charges": np.zeros(5)}, "unknown key `charges`"),
+        ({"dipoles": np.zeros(5)}, "unknown key `dipoles`"),
         ({"F": np.zeros((40, 4, 3))}, r"`F`.*must have shape \(40, 5, 3\).*got \(40, 4, 3\)"),
         ({"E": np.zeros(39)}, r"`E`.*must have shape \(40,\).*got \(39,\)"),
         ({"z": np.ones(6, dtype=int)}, r"`z`.*must have shape \(5,\).*got \(6,\)"),

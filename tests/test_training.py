@@ -24,7 +24,7 @@ from spring_molecule import labelled_frames, write_frames
 from ggnn_ff.contract import parse_contract
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.splits import random_split
-from ggnn_ff.data.write import write_md17_npz
+from ggnn_ff.data.write import write_extxyz, write_md17_npz
 from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential
@@ -206,6 +206,47 @@ def test_a_missing_file_is_named_by_its_key(tmp_path, data, frames, key):
     with pytest.raises(InputError, match=rf"^`{key}` must be .*exists, got absent"):
         train(small(data, tmp_path / "run", frames=frames))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["valid", "test"])
+def test_frames_with_an_element_that_does_not_train_are_refused(tmp_path, data, name):
+    others = labelled_frames(20, seed=5)
+    others.numbers[others.numbers == 8] = 16
+    write_extxyz(tmp_path / "sulphur.xyz", others)
+    frames = {
+        "valid": {"n_valid": None, "valid": str(tmp_path / "sulphur.xyz")},
+        "test": {"test": str(tmp_path / "sulphur.xyz")},
+    }
+    with pytest.raises(InputError, match=r"elements of the training frames only \(H, C, O\), got S in sulphur.xyz"):
+        load_split(small(data, tmp_path / "run", frames=frames[name]).data)
+
+
+def test_a_cutoff_that_reaches_no_atom_is_refused_before_training(tmp_path, data):
+    config = small(data, tmp_path / "run")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"cutoff": 0.5})})
+    with pytest.raises(InputError, match=r"`model.cutoff` must reach .*, in angstrom, got 0.5"):
+        fit(config, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_true_is_no_number_in_a_configuration(data, tmp_path):
+    given = {"output": str(tmp_path), "data": {"train": str(data), "n_valid": True}, "optimizer": {"epochs": True}}
+    with pytest.raises(InputError) as error:
+        make_config({**given, "run": {"compile": True}})
+    assert "`data.n_valid`: must not be true or false, got True" in str(error.value)
+    assert "`optimizer.epochs`: must not be true or false" in str(error.value)
+    assert "compile" not in str(error.value)
+    with pytest.raises(InputError, match=r"`model.hyperparameters.n_layers` must not be true or false"):
+        make_config(
+            {"output": str(tmp_path), "data": {"train": str(data)}, "model": {"hyperparameters": {"n_layers": True}}}
+        )
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("output: ~/runs\ndata: {train: ~/frames.xyz, n_valid: 5}\n")
+    config = read_config(tmp_path / "config.yaml")
+    assert (config.output, config.data.train) == (tmp_path / "runs", tmp_path / "frames.xyz")
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ _MINUTES = {"s": 1.0 / 60.0, "min": 1.0, "h": 60.0}
 class Settings(BaseModel):
     """The same for every architecture."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     data: Path
     test: Path
     budget_minutes: float = Field(default=15.0, gt=0.0)
-    n_valid: int = Field(default=50, ge=1, description="frames of `data` that validate; the others train")
+    n_valid: int = Field(default=50, ge=1, alias="valid", description="frames of `data` that validate; others train")
     preset: Literal["small", "default", "large"] = "small"
     cutoff: float = Field(default=5.0, gt=0.0, description="angstrom")
     batch_size: int = Field(default=5, ge=1)

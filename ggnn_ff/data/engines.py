@@ -44,10 +44,21 @@ def check_electrons(atoms: Atoms) -> None:
     """Raises if the charge and the unpaired electrons of a structure contradict its number of electrons.
 
     Raises:
-        InputError: naming all three.
+        InputError: naming all three, or an entry of `atoms.info` that says something else than the atoms.
     """
     charge = round(float(atoms.get_initial_charges().sum()))
     unpaired = round(float(atoms.get_initial_magnetic_moments().sum()))
+    for names, value, column in (
+        (("charge", "total_charge"), charge, "initial_charges"),
+        (("spin", "multiplicity", "spin_multiplicity"), unpaired + 1, "initial_magmoms"),
+    ):
+        for name in [name for name in names if name in atoms.info]:
+            said = atoms.info[name]
+            if said != value and not (name == "spin" and said in (unpaired, 0.5 * unpaired)):
+                raise InputError(
+                    f"`structure`: {atoms.get_chemical_formula()} says {name}={said}, but its atoms say {value}; the "
+                    f"engine goes by the atoms: give the column {column} (ASE: atoms.set_{column}), or remove {name}"
+                )
     electrons = int(atoms.numbers.sum()) - charge
     if (electrons - unpaired) % 2:
         raise InputError(

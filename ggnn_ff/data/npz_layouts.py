@@ -22,7 +22,7 @@ class Layout:
         forces: key of (S, A, 3).
         numbers: key of (A,).
         others: keys that real files carry beside these, without meaning for us except `theory` (level of
-            theory), `r_unit` and `e_unit` (length and energy unit).
+            theory), `r_unit` and `e_unit` (length and energy unit), `charges` and `magnetic_moments`.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Layout:
         return (self.positions, self.energy, self.forces, self.numbers)
 
 
+ELECTRONS = ("charges", "magnetic_moments")  # of the atoms in all frames, (A,); what `write_md17_npz` adds
 MD17 = Layout(
     name="MD17",
     positions="R",
@@ -45,7 +46,7 @@ MD17 = Layout(
     forces="F",
     numbers="z",
     others=frozenset(
-        ["name", "theory", "type", "md5", "code_version", "r_unit", "e_unit", "settings"]
+        ["name", "theory", "type", "md5", "code_version", "r_unit", "e_unit", "settings", *ELECTRONS]
         + [f"{array}_{statistic}" for array in "EF" for statistic in ("min", "max", "mean", "var")]
     ),
 )
@@ -65,7 +66,6 @@ class RawFrames:
     """The arrays of an npz file, in its own units.
 
     Attributes:
-        layout: the names its arrays have.
         numbers: (A,).
         positions: (S, A, 3).
         energy: (S,).
@@ -73,9 +73,10 @@ class RawFrames:
         theory: level of theory, if the file says.
         length_unit: as the file spells it, if it does.
         energy_unit: as the file spells it, if it does.
+        charges: (A,), if the file says.
+        magnetic_moments: (A,), if the file says.
     """
 
-    layout: Layout
     numbers: np.ndarray
     positions: np.ndarray
     energy: np.ndarray
@@ -83,6 +84,8 @@ class RawFrames:
     theory: str | None
     length_unit: str | None
     energy_unit: str | None
+    charges: np.ndarray | None
+    magnetic_moments: np.ndarray | None
 
 
 def read_npz(path: Path) -> RawFrames:
@@ -95,7 +98,7 @@ def read_npz(path: Path) -> RawFrames:
         # opened here because numpy leaves the file open when it turns out damaged
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             layout = _recognise(archive.files, path)
-            arrays = {key: archive[key] for key in layout.required}
+            arrays = {key: archive[key] for key in (*layout.required, *ELECTRONS) if key in archive.files}
             theory, length_unit, energy_unit = (
                 _text(archive[key]) if key in archive.files else None for key in ("theory", "r_unit", "e_unit")
             )
@@ -114,7 +117,11 @@ def read_npz(path: Path) -> RawFrames:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise InputError(f"`{key}` in {path} must hold real numbers, got {_kind(array)}")
     numbers, positions, energy, forces = _consistent(layout, arrays, path)
-    return RawFrames(layout, numbers, positions, energy, forces, theory, length_unit, energy_unit)
+    for key in ELECTRONS:
+        if key in arrays and arrays[key].shape != numbers.shape:
+            raise InputError(f"`{key}` in {path} must have shape {numbers.shape}, got {arrays[key].shape}")
+    electrons = (arrays.get(key) for key in ELECTRONS)
+    return RawFrames(numbers, positions, energy, forces, theory, length_unit, energy_unit, *electrons)
 
 
 def _recognise(keys: list[str], path: Path) -> Layout:

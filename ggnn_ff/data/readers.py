@@ -145,6 +145,10 @@ def _from_arrays(raw: RawFrames) -> LabelledFrames:
         energy=raw.energy.astype(np.float64),
         cell=np.zeros((n_frames, 3, 3)),
         pbc=np.zeros((n_frames, 3), dtype=bool),
+        charges=None if raw.charges is None else np.tile(raw.charges.astype(np.float64), n_frames),
+        magnetic_moments=None
+        if raw.magnetic_moments is None
+        else np.tile(raw.magnetic_moments.astype(np.float64), n_frames),
         level_of_theory=raw.theory or "unknown",
     )
 

@@ -14,7 +14,8 @@ from ggnn_ff.units import EV_PER_KCAL_PER_MOL
 def write_md17_npz(path: Path, frames: LabelledFrames, *, settings: str = "") -> None:
     """Writes frames of one molecule in the layout of MD17: R, E (S, 1), F, z, in kcal/mol and angstrom.
 
-    The level of theory is stored as `theory`, the units as `e_unit` and `r_unit`.
+    The level of theory is stored as `theory`, the units as `e_unit` and `r_unit`; what charges and
+    magnetic moments the atoms have as `charges` and `magnetic_moments`, (A,).
 
     Args:
         path: file to write, in one step.
@@ -32,7 +33,12 @@ def write_md17_npz(path: Path, frames: LabelledFrames, *, settings: str = "") ->
         raise InputError("`frames` must all have the same atoms in the same order to fit MD17's layout; write extxyz")
     if frames.pbc.any():
         raise InputError("`frames` must not be periodic, for MD17's layout has no cell; write extxyz")
+    electrons = {"charges": frames.charges, "magnetic_moments": frames.magnetic_moments}
+    kept = {name: values.reshape(n_frames, n_atoms) for name, values in electrons.items() if values is not None}
+    if any(np.any(values != values[0]) for values in kept.values()):
+        raise InputError("`frames` must all have the same charges and magnetic moments to fit one file; write extxyz")
     arrays = {
+        **{name: values[0] for name, values in kept.items()},
         "R": frames.positions.reshape(n_frames, n_atoms, 3),
         "E": frames.energy[:, None] / EV_PER_KCAL_PER_MOL,
         "F": frames.forces.reshape(n_frames, n_atoms, 3) / EV_PER_KCAL_PER_MOL,

@@ -53,6 +53,11 @@ NOT_FINITE = (
 COLLAPSED = "the structure broke by step {step}: {reason}; the last good frame is in last_good.xyz"
 
 
+def columns_of(state: Atoms) -> list[str]:
+    """What extxyz files of a run hold; masses where they were set, for they need not be those of the elements."""
+    return ["symbols", "positions", "momenta", *(["masses"] if state.has("masses") else [])]
+
+
 @dataclass
 class Alarm:
     """One kind of alarm in a run.
@@ -304,7 +309,7 @@ class Guard:
 
     def _write(self, name: str, frames: list[Atoms]) -> None:
         text = io.StringIO()
-        write_extxyz(text, frames, columns=["symbols", "positions", "momenta"])
+        write_extxyz(text, frames, columns=columns_of(frames[0]))
 
         def write(path: Path) -> None:
             path.write_text(text.getvalue(), encoding="utf8")

@@ -12,7 +12,7 @@ from ase.md.md import MolecularDynamics
 from ggnn_ff.contract import Contract, check_elements
 from ggnn_ff.dynamics.guard import COLLAPSED, DOMAIN_EVERY, NOT_FINITE, Guard
 from ggnn_ff.errors import InputError, UnstableDynamics
-from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.export import LoadedPotential, as_loaded
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
@@ -53,7 +53,7 @@ def guarded(
     """
     if temperature is not None and not 0.0 < temperature < np.inf:
         raise InputError(f"`temperature` must be that of the bath, above 0 K, got {temperature}; without a bath None")
-    loaded = potential if isinstance(potential, LoadedPotential) else load_potential(potential)
+    loaded = as_loaded(potential)
     if isinstance(dynamics, MolecularDynamics):
         watched: _Watched = _InASE(dynamics, loaded.contract, Path(folder), temperature, on_alarm)
     elif type(dynamics).__module__.startswith("openmm."):

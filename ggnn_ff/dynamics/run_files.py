@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.io.extxyz import write_extxyz
 
 from ggnn_ff.dynamics.engines import Engine
-from ggnn_ff.dynamics.guard import Guard
+from ggnn_ff.dynamics.guard import Guard, columns_of
 from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING, STOPPED
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
@@ -175,7 +175,7 @@ class RunFiles:
         if with_frame or step % settings.frame_every == 0:
             state.info = {"step": step, "time_fs": when}
             with _naming(self.frames_path):
-                write_extxyz(self.frames, [state], columns=["symbols", "positions", "momenta"])
+                write_extxyz(self.frames, [state], columns=columns_of(state))
 
     def checkpoint(self, step: int, engine: Engine, force: bool = False) -> None:
         """Makes everything so far safe, every few seconds."""

@@ -11,8 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
-from ggnn_ff.errors import InputError
-from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.export import LoadedPotential, as_loaded
 from ggnn_ff.graph import Structure, from_atoms, moved
 from ggnn_ff.neighbors import SkinNeighborList
 
@@ -47,15 +46,7 @@ class GGNNCalculator(Calculator):
             InputError: what cannot be loaded, or compiled if `compile` is True.
         """
         super().__init__()
-        if isinstance(potential, LoadedPotential):
-            if dtype not in (None, potential.dtype) or device not in ("cpu", str(potential.device)):
-                raise InputError(
-                    f"`potential` was loaded as {potential.dtype} on {potential.device} already, got dtype={dtype!r} "
-                    f"and device={device!r}; give them to load_potential instead"
-                )
-        else:
-            potential = load_potential(potential, device=device, dtype=dtype)
-        self.potential = fast_form(potential, compile)
+        self.potential = fast_form(as_loaded(potential, device, dtype), compile)
         self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
         self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ggnn_ff.compiled import CompiledEnergyForces, fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.export import LoadedPotential, as_loaded
 from ggnn_ff.graph import Structure
 from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, spread_too_far
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
@@ -172,14 +172,7 @@ def openmm_force(
     """
     if backend not in ("auto", "torch", "python"):
         raise InputError(f"`backend` must be 'auto', 'torch' or 'python', got {backend!r}")
-    if isinstance(potential, LoadedPotential):
-        if dtype not in (None, potential.dtype):
-            raise InputError(
-                f"`potential` was loaded as {potential.dtype} already, got dtype={dtype!r}; give it to load_potential"
-            )
-        loaded = potential
-    else:
-        loaded = load_potential(potential, dtype=dtype)
+    loaded = as_loaded(potential, dtype=dtype)
     numbers, indices = _numbers(topology, atoms)
     check_elements(loaded.contract, numbers)
     loaded = fast_form(loaded, compile)

@@ -10,7 +10,7 @@ from torch_sim.state import SimState
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
-from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.export import LoadedPotential, as_loaded
 from ggnn_ff.graph import Structure
 from ggnn_ff.neighbors import SkinNeighborList
 
@@ -36,9 +36,7 @@ class GGNNModel(ModelInterface):
             InputError: what cannot be loaded, or compiled if `compile` is True.
         """
         super().__init__()
-        if not isinstance(potential, LoadedPotential):
-            potential = load_potential(potential, device=device, dtype=dtype)
-        self.potential = fast_form(potential, compile)
+        self.potential = fast_form(as_loaded(potential, device, dtype), compile)
         self._device = self.potential.device
         self._dtype = torch.float64  # of positions and energies; that of the weights is the potential's
         self._compute_stress = self._compute_forces = True

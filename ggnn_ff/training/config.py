@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ggnn_ff.contract import LONGEST_CUTOFF
 from ggnn_ff.errors import InputError, nearest
@@ -15,6 +16,13 @@ class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("true_or_false", "must not be true or false")
+        return value
 
 
 class DataConfig(Section):
@@ -42,7 +50,7 @@ class DataConfig(Section):
 
     def resolve(self, folder: Path) -> "DataConfig":
         """The same with paths taken relative to `folder`, where the configuration file lies."""
-        paths = {k: folder / v for k, v in self if isinstance(v, Path)}
+        paths = {k: folder / v.expanduser() for k, v in self if isinstance(v, Path)}
         return self.model_copy(update=paths)
 
 
@@ -61,6 +69,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _hyperparameters_belong_to_the_architecture(self) -> "ModelConfig":
+        fields = architecture(self.name).hyperparameters.model_fields
+        for name, value in self.hyperparameters.items():
+            if isinstance(value, bool) and name in fields and fields[name].annotation is not bool:
+                raise ValueError(f"`model.hyperparameters.{name}` must not be true or false, got {value}")
         try:
             self.chosen()
         except ValidationError as error:
@@ -75,9 +87,10 @@ class ModelConfig(Section):
 
     def resolve(self, folder: Path) -> "ModelConfig":
         """The same with `start_from` taken relative to `folder`, if there is such a file."""
-        if self.start_from is None or not (folder / self.start_from).exists():
+        if self.start_from is None:
             return self
-        return self.model_copy(update={"start_from": folder / self.start_from})
+        path = folder / self.start_from.expanduser()
+        return self.model_copy(update={"start_from": path}) if path.exists() else self
 
 
 class LossConfig(Section):
@@ -185,7 +198,11 @@ def read_config(path: Path) -> TrainingConfig:
     if not isinstance(content, dict):
         raise InputError(f"`config` must hold keys such as output, data and model, got {path} with {content!r}")
     config = make_config(content)
-    parts = {"data": config.data.resolve(path.parent), "model": config.model.resolve(path.parent)}
+    parts = {
+        "output": config.output.expanduser(),
+        "data": config.data.resolve(path.parent),
+        "model": config.model.resolve(path.parent),
+    }
     return config.model_copy(update=parts)
 
 

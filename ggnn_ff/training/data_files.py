@@ -41,8 +41,21 @@ def load_split(config: DataConfig) -> Split:
     """Reads the files and divides their frames; no frame is in two sets.
 
     Raises:
-        InputError: what cannot be read, by its key, or does not say which frames train and which validate.
+        InputError: what cannot be read, by its key, does not say which frames train and which validate, or has
+            elements that do not train.
     """
+    split = _divided(config)
+    for name, frames in (("validation", split.valid), ("test", split.test)):
+        if strange := [symbol for symbol in frames.elements if symbol not in split.train.elements]:
+            raise InputError(
+                f"`data`: the {name} frames must have elements of the training frames only "
+                f"({', '.join(split.train.elements)}), got {', '.join(strange)} in {frames.source}; add such frames to "
+                "the training set, or take these out"
+            )
+    return split
+
+
+def _divided(config: DataConfig) -> Split:
     frames = _read(config, "train", config.train)
     if config.train_indices is not None:
         return _by_index(config, frames)

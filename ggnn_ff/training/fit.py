@@ -25,7 +25,9 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.export import DTYPES, LoadedPotential, write_potential
 from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
+from ggnn_ff.graph import from_atoms
 from ggnn_ff.memory import keep_freed_memory
+from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
@@ -61,6 +63,7 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     """
     keep_freed_memory()
     split = load_split(config.data)
+    _check_cutoff(split.train, config.model.cutoff)
     with torch_state_kept(config.run.seed, config.run.threads), ExitStack() as held:
         start = load_start(config.model, split.train.elements)
         potential, forces_rms = build_potential(config, split.train, start)
@@ -212,6 +215,17 @@ def _devices_exist(config: TrainingConfig) -> Iterator[None]:
         raise InputError(
             f"{given} cannot be used on this machine ({error}); correct it, or leave it out to let it be chosen"
         ) from error
+
+
+def _check_cutoff(frames: LabelledFrames, cutoff: float) -> None:
+    """An atom without neighbours teaches nothing; a cutoff in nm leaves all of them without."""
+    for k in range(0, len(frames), max(1, len(frames) // 20)):
+        if neighbor_list(from_atoms(frames.atoms(k)), cutoff)[0].shape[1] > 0:
+            return
+    raise InputError(
+        f"`model.cutoff` must reach from an atom to others, in angstrom, got {cutoff:g}, within which no two atoms of "
+        f"{frames.source} are; 5 is usual"
+    )
 
 
 def _check_batches(config: TrainingConfig, n_train: int, n_processes: int) -> None:
