@@ -215,7 +215,7 @@ def test_frames_with_an_element_that_does_not_train_are_refused(tmp_path, data, 
     write_extxyz(tmp_path / "sulphur.xyz", others)
     frames = {
         "valid": {"n_valid": None, "valid": str(tmp_path / "sulphur.xyz")},
-        "test": {"test": str(tmp_path / "sulphur.xyz")},
+        "test": {"n_test": None, "test": str(tmp_path / "sulphur.xyz")},
     }
     with pytest.raises(InputError, match=r"elements of the training frames only \(H, C, O\), got S in sulphur.xyz"):
         load_split(small(data, tmp_path / "run", frames=frames[name]).data)
