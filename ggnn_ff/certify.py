@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, CalculatorError
 from pydantic import BaseModel, ConfigDict, Field
 
 from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
 from ggnn_ff.data.engines import ENGINES, engine_calculator
+from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
@@ -26,8 +28,9 @@ from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.files import write_atomically
 from ggnn_ff.hosts.ase import GGNNCalculator
+from ggnn_ff.md17_stability import frames_as_trajectory
 from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
-from ggnn_ff.stability.html import render_html
+from ggnn_ff.stability.html import broken_bond, render_html
 from ggnn_ff.stability.integrator import (
     convergence_verdict,
     reversibility_verdict,
@@ -36,7 +39,7 @@ from ggnn_ff.stability.integrator import (
     total_energies,
 )
 from ggnn_ff.stability.plots import check_panels, new_figure
-from ggnn_ff.stability.report import Report, check_trajectory
+from ggnn_ff.stability.report import Report, check, check_trajectory
 from ggnn_ff.stability.symmetry import symmetry_verdicts
 from ggnn_ff.stability.topology import collapse_times, collapse_verdict
 from ggnn_ff.stability.trajectory import read_trajectory
@@ -44,6 +47,7 @@ from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.vibrations import frequency_verdicts, harmonic_frequencies
 from ggnn_ff.training.evaluation import evaluate_frames
 
+Measure = Callable[..., Verdict | list[Verdict]]
 _MOST_LABELLED = 1000  # frames of reference data that are evaluated
 
 
@@ -85,13 +89,14 @@ def potential_subject(name_or_path: str | Path) -> Subject:
 
 
 def calculator_subject(name: str) -> Subject:
-    """A calculator by name: `gfn2-xtb`, or `mace:FILE`, a model of mace-torch.
+    """A calculator by name: `gfn2-xtb` (or `xtb`), or `mace:FILE`, a model of mace-torch.
 
     Files of mace-torch are pickled and run code when they are loaded: give only those of people you trust.
 
     Raises:
         InputError: no such calculator, or it is not installed.
     """
+    name = "gfn2-xtb" if name == "xtb" else name
     kind, _, path = name.partition(":")
     if name in ENGINES:
         return Subject(ENGINES[name], engine_calculator(name), engine_calculator(name))
@@ -118,12 +123,16 @@ class Certificate:
         structure: chemical formula.
         sections: title to verdicts.
         nve: the check of the run at constant energy, None if it did not come to it.
+        hot: the checks of the hot runs.
+        protocol: how much was measured.
     """
 
     subject: str
     structure: str
     sections: Mapping[str, list[Verdict]]
     nve: Report | None
+    hot: Sequence[Report]
+    protocol: Protocol
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -167,28 +176,37 @@ def certify(
         atoms: a structure near a minimum, as the potential is meant for.
         folder: receives the runs as well; one subject, structure and protocol each.
         protocol: how much.
-        reference_data: labelled frames for errors, or None.
+        reference_data: labelled frames for errors and, if they are of this molecule, for the distributions of distances
+            and dihedral angles in the hot runs; or None.
         reference: the method that labelled them, for harmonic frequencies, or None.
         say: is told what begins.
 
+    A potential that cannot be evaluated somewhere fails the checks that go there.
+
     Raises:
-        InputError: a structure that does not fit, or a folder with runs of something else.
+        InputError: a structure or data that do not fit, or a folder with runs of something else.
     """
+    labelled = None if reference_data is None else read_frames(reference_data)
     if isinstance(subject.used, LoadedPotential):
         check_elements(subject.used.contract, atoms.numbers)
+        if labelled is not None:
+            check_elements(subject.used.contract, labelled.numbers)
     exact = atoms.copy()
     exact.calc = subject.exact
     sections: dict[str, list[Verdict]] = {}
     say("symmetry")
-    sections["symmetry"] = symmetry_verdicts([exact])
+    sections["symmetry"] = _evaluated(symmetry_verdicts, [exact])
     say("forces as a gradient")
-    sections["gradient"] = [gradient_verdict(exact), loop_verdict(exact), *continuity_verdicts(exact)]
-    if atoms.pbc.all():
-        sections["gradient"].append(stress_verdict(exact))
+    measures: list[Measure] = [
+        gradient_verdict,
+        loop_verdict,
+        continuity_verdicts,
+        *([stress_verdict] if atoms.pbc.all() else []),
+    ]
+    sections["gradient"] = [verdict for measure in measures for verdict in _evaluated(measure, exact)]
     if not atoms.pbc.any():
         say("vibrations")
-        expected = None if reference is None else harmonic_frequencies(atoms, reference)
-        sections["vibrations"] = frequency_verdicts(harmonic_frequencies(atoms, subject.exact), expected)
+        sections["vibrations"] = _evaluated(_vibration_verdicts, atoms, subject, reference)
     say(f"bath of {protocol.temperature:g} K")
     warm, stopped = _equilibrated(subject, atoms, folder / "equilibration", protocol)
     nve = None
@@ -196,20 +214,52 @@ def certify(
         sections["dynamics"] = [Verdict("equilibration", None, "", None, False, stopped)]
     else:
         say("time steps")
-        sections["integrator"] = _integrator_verdicts(subject, warm, protocol)
+        sections["integrator"] = _evaluated(_integrator_verdicts, subject, warm, protocol)
         say(f"{protocol.nve_ps:g} ps at constant energy")
         settings = _settings(protocol, "nve", None, protocol.nve_ps)
         _run(subject, warm, folder / "nve", settings)
         nve = check_trajectory(folder / "nve")
         sections["constant energy"] = list(nve.verdicts)
     say(f"{protocol.seeds} runs of {protocol.hot_ps:g} ps at {protocol.hot_temperature:g} K")
-    sections["stability"] = [_hot_verdict(subject, atoms, folder / "hot", protocol)]
-    if reference_data is not None:
+    runs = [read_trajectory(one) for one in _hot_runs(subject, atoms, folder / "hot", protocol)]
+    expected = None
+    with suppress(InputError):  # frames of other molecules have no such distributions
+        expected = None if labelled is None else frames_as_trajectory(labelled, atoms)
+    hot = [check(run, reference=expected) for run in runs]
+    sections["stability"] = [collapse_verdict(collapse_times(runs)), *_worst(hot)]
+    if labelled is not None:
         say("errors")
-        sections["errors"] = _error_verdicts(subject, reference_data)
-    certificate = Certificate(subject.name, atoms.get_chemical_formula(), sections, nve)
-    _write(certificate, protocol, folder)
+        sections["errors"] = _evaluated(_error_verdicts, subject, labelled)
+    certificate = Certificate(subject.name, atoms.get_chemical_formula(), sections, nve, hot, protocol)
+    _write(certificate, folder)
     return certificate
+
+
+def _evaluated(measure: Measure, *arguments: Any) -> list[Verdict]:
+    """What a check says; where the potential cannot be evaluated, that it failed."""
+    try:
+        found = measure(*arguments)
+    except (InputError, CalculatorError) as error:
+        name = measure.__name__.strip("_").removesuffix("_verdicts").removesuffix("_verdict")
+        return [Verdict(name, None, "", None, False, f"could not be evaluated: {error}")]
+    return found if isinstance(found, list) else [found]
+
+
+def _worst(reports: Sequence[Report]) -> list[Verdict]:
+    """Of each check of several runs the verdict of the one that does worst; without those that no run allows.
+
+    What is compared with reference data is not judged: these may have been sampled at another temperature.
+    """
+    severity = {False: 0, True: 1, None: 2}
+    found: dict[str, Verdict] = {}
+    for verdict in (verdict for report in reports for verdict in report.verdicts):
+        if "distribution" in verdict.name:
+            verdict = replace(verdict, threshold=None, passed=None)
+        rank = (severity[verdict.passed], -abs(verdict.value or 0.0))
+        before = found.get(verdict.name)
+        if before is None or rank < (severity[before.passed], -abs(before.value or 0.0)):
+            found[verdict.name] = verdict
+    return [verdict for verdict in found.values() if verdict.value is not None or verdict.passed is not None]
 
 
 def certification(certificate: Certificate) -> Certification:
@@ -219,6 +269,7 @@ def certification(certificate: Certificate) -> Certification:
         package_version=version("ggnn-ff"),
         structure=certificate.structure,
         passed=certificate.passed,
+        protocol=certificate.protocol.model_dump(mode="json"),
         figures=[
             CertifiedFigure(
                 name=verdict.name,
@@ -265,6 +316,11 @@ def _equilibrated(subject: Subject, atoms: Atoms, folder: Path, protocol: Protoc
     return warm, ""
 
 
+def _vibration_verdicts(atoms: Atoms, subject: Subject, reference: Calculator | None) -> list[Verdict]:
+    expected = None if reference is None else harmonic_frequencies(atoms, reference)
+    return frequency_verdicts(harmonic_frequencies(atoms, subject.exact), expected)
+
+
 def _integrator_verdicts(subject: Subject, warm: Atoms, protocol: Protocol) -> list[Verdict]:
     moving = warm.copy()
     moving.calc = subject.exact
@@ -274,25 +330,22 @@ def _integrator_verdicts(subject: Subject, warm: Atoms, protocol: Protocol) -> l
     return [*scaling_verdicts(scaling), convergence_verdict(steps, totals), reversibility_verdict(moving)]
 
 
-def _hot_verdict(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> Verdict:
-    """Time to collapse of several seeds; potentials run them in one evaluation."""
+def _hot_runs(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> list[Path]:
+    """The folders of several seeds; potentials run them in one evaluation."""
     settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
     if isinstance(subject.used, LoadedPotential):
         batched = settings.model_copy(update={"host": "batched"})
-        folders = [
+        return [
             one.folder for one in run_replicas(subject.used, atoms, folder, batched, protocol.seeds, progress=False)
         ]
-    else:
-        folders = [folder / f"seed-{seed}" for seed in range(protocol.seeds)]
-        for seed, one in enumerate(folders):
-            _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
-    return collapse_verdict(collapse_times([read_trajectory(one) for one in folders]))
+    folders = [folder / f"seed-{seed}" for seed in range(protocol.seeds)]
+    for seed, one in enumerate(folders):
+        _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
+    return folders
 
 
-def _error_verdicts(subject: Subject, path: Path) -> list[Verdict]:
-    frames = read_frames(path)
+def _error_verdicts(subject: Subject, frames: LabelledFrames) -> list[Verdict]:
     if isinstance(subject.used, LoadedPotential):
-        check_elements(subject.used.contract, frames.numbers)
         evaluation = evaluate_frames(subject.used.module, frames, subject.used.contract.cutoff)
         energy, forces = evaluation.energy - frames.energy, evaluation.forces - frames.forces
     else:
@@ -306,21 +359,21 @@ def _error_verdicts(subject: Subject, path: Path) -> list[Verdict]:
         energy, forces = np.array(energies) - frames.energy[:n], np.concatenate(all_forces)
         forces = forces - frames.forces[: len(forces)]
         energy = energy - energy.mean()  # the zero of energy is another one
-    text = f"mean absolute error on {len(energy)} frames of {path.name}; not judged"
+    text = f"mean absolute error on {len(energy)} frames of {frames.source}; not judged"
     return [
         Verdict("energy error", 1e3 * float(np.abs(energy).mean()), "meV", None, None, text),
         Verdict("force error", 1e3 * float(np.abs(forces).mean()), "meV/angstrom", None, None, text),
     ]
 
 
-def _write(certificate: Certificate, protocol: Protocol, folder: Path) -> None:
+def _write(certificate: Certificate, folder: Path) -> None:
     content: dict[str, Any] = {
         "subject": certificate.subject,
         "structure": certificate.structure,
         "date": date.today().isoformat(),
         "package": f"ggnn-ff {version('ggnn-ff')}, ase {version('ase')}, Python {platform.python_version()}",
         "machine": platform.machine(),
-        "protocol": protocol.model_dump(),
+        "protocol": certificate.protocol.model_dump(),
         "summary": certificate.summary,
         "passed": certificate.passed,
         "sections": {title: [asdict(verdict) for verdict in found] for title, found in certificate.sections.items()},
@@ -332,9 +385,12 @@ def _write(certificate: Certificate, protocol: Protocol, folder: Path) -> None:
             figure = new_figure(4.8, 3.1)
             draw(figure.subplots())
             figures[f"{title.capitalize()}. Run at constant energy."] = figure
-    trajectory = None if certificate.nve is None else certificate.nve.trajectory
+    broken = next((report for report in certificate.hot if not report.passed), None)
+    shown = broken or certificate.nve
+    trajectory = None if shown is None else shown.trajectory
+    highlight = None if broken is None else broken_bond(broken)
     title = f"Certificate of {Path(certificate.subject).name} for {certificate.structure}"
-    page = render_html(title, certificate.summary, certificate.verdicts, figures, trajectory, None)
+    page = render_html(title, certificate.summary, certificate.verdicts, figures, trajectory, highlight)
     for name, data in (("certificate.json", text), ("certificate.html", page)):
         _write_text(folder / name, data)
 

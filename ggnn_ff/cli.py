@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ggnn_ff.console import console, print_contract, progress_bar, tell_of_contract
+from ggnn_ff.console import console, print_contract, progress_bar
 from ggnn_ff.errors import InputError, UnstableDynamics, tell, validated
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
@@ -286,14 +286,12 @@ def md(
     loaded = load_potential(potential, device=device, dtype=dtype)
     if replicas is not None:
         results = run_replicas(loaded, find_structure(structure), output, settings, replicas, compile=compile_potential)
-        tell_of_contract(potential, loaded.contract)
         stopped = [result for result in results if result.stopped is not None]
         for one in stopped:
             console.print(f"{one.folder.name}: {one.stopped}", soft_wrap=True, markup=False)
         console.print(f"{replicas} replicas in {output}, {len(stopped)} of them stopped", soft_wrap=True)
         sys.exit(2 if stopped else 0)
     result = run_md(loaded, find_structure(structure), output, settings, compile=compile_potential)
-    tell_of_contract(potential, loaded.contract)
     console.print(
         f"{result.steps} steps in {result.folder}; check them with: ggnn-ff check {result.folder}", soft_wrap=True
     )

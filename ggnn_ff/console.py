@@ -10,10 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ggnn_ff.errors import tell
-
 if TYPE_CHECKING:
-    from ggnn_ff.contract import Certification, Contract
+    from ggnn_ff.contract import Certification
 
 console = Console()
 
@@ -24,16 +22,6 @@ def progress_bar(unit: str) -> Iterator[tuple[Progress, TaskID]]:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield progress, progress.add_task("", total=None)
-
-
-def tell_of_contract(potential: str, contract: "Contract") -> None:
-    """Says once what a potential is used without: a certification that it passed, a description of its data."""
-    if contract.certification is None:
-        tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
-    elif not contract.certification.passed:
-        tell(f"{potential} did not pass its certification; `ggnn-ff info` shows why")
-    if contract.domain is None:
-        tell(f"{potential} does not describe its training data, so that runs cannot tell when they leave it")
 
 
 def print_contract(potential: str | Path) -> None:
@@ -57,6 +45,8 @@ def _add_certification(table: Table, certification: "Certification") -> None:
     outcome = "passed" if certification.passed else "not passed"
     about = f"{outcome}, {certification.date}, {certification.structure}, ggnn-ff {certification.package_version}"
     table.add_row("certification", about)
+    if certification.protocol is not None:
+        table.add_row("certification.protocol", ", ".join(f"{k} {v}" for k, v in certification.protocol.items()))
     for figure in certification.figures:
         verdict = {True: "pass", False: "FAIL", None: "not judged"}[figure.passed]
         value = "" if figure.value is None else f"{figure.value:.3g} {figure.unit}, "

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.models import MODELS
 
 FORMAT_VERSION = 1
@@ -107,6 +107,9 @@ class Certification(Part):
     package_version: str
     structure: str = Field(description="chemical formula of what was simulated")
     passed: bool
+    protocol: dict[str, int | float | list[float]] | None = Field(
+        default=None, description="how long, how hot, how often"
+    )
     figures: list[CertifiedFigure]
 
 
@@ -253,3 +256,13 @@ def check_elements(contract: Contract, numbers: np.ndarray) -> None:
             f"`atoms` holds {', '.join(foreign)}, but this potential was trained on "
             f"{', '.join(contract.elements)} only; use a potential trained on these elements"
         )
+
+
+def tell_of_contract(potential: str, contract: Contract) -> None:
+    """Says once what a potential is used without: a certification that it passed, a description of its data."""
+    if contract.certification is None:
+        tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
+    elif not contract.certification.passed:
+        tell(f"{potential} did not pass its certification; `ggnn-ff info` shows why")
+    if contract.domain is None:
+        tell(f"{potential} does not describe its training data, so that runs cannot tell when they leave it")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.settings import make_settings
@@ -73,7 +74,7 @@ def md17_stability(
     Raises:
         InputError: frames of another molecule, or a folder with other runs.
     """
-    reference = _reference(reference_data, atoms)
+    reference = frames_as_trajectory(read_frames(reference_data), atoms)
     settings = make_settings(
         host="batched",
         ensemble="nose-hoover",
@@ -90,8 +91,8 @@ def md17_stability(
     assert not isinstance(collapse, str)  # the runs have times
     pairs = zip(runs, collapse.times_ps, strict=True)
     errors = tuple(_distribution_error(run, stable_ps, expected) for run, stable_ps in pairs)
-    recorded = [json.loads((one.folder / "run.json").read_text())["milliseconds_per_step"] for one in results]
-    milliseconds = [one for one in recorded if one is not None]
+    records = [json.loads((one.folder / "run.json").read_text()) for one in results]
+    milliseconds = min(records, key=lambda one: one["steps_done"])["milliseconds_per_step"]  # while all were running
     test_errors = potential.contract.test_errors
     return StabilityRow(
         name=name or potential.source,
@@ -100,25 +101,28 @@ def md17_stability(
         stability_ps=collapse.times_ps,
         stopped=tuple(result.stopped for result in results),
         distribution_errors=errors,
-        steps_per_second=1000.0 / (float(np.mean(milliseconds)) * len(results)) if milliseconds else None,
+        steps_per_second=None if milliseconds is None else 1000.0 / (milliseconds * len(results)),
     )
 
 
-def _reference(path: Path, atoms: Atoms) -> Trajectory:
-    """Labelled frames as a trajectory without times, with the atoms in the order of `atoms`."""
-    frames = read_frames(path)
+def frames_as_trajectory(frames: LabelledFrames, atoms: Atoms) -> Trajectory:
+    """Labelled frames as a trajectory without times, with the atoms in the order of `atoms`.
+
+    Raises:
+        InputError: frames of another molecule.
+    """
     all_atoms = [frames.atoms(k) for k in range(len(frames))]
     order = same_atoms(atoms, all_atoms[0])
     for k, one in enumerate(all_atoms):
         if order is None or not np.array_equal(one.numbers, all_atoms[0].numbers):
             raise InputError(
                 f"`reference_data` must hold the molecule of `structure`, {atoms.get_chemical_formula()} with the same "
-                f"bonds, but frame {k} of {path} is another, {one.get_chemical_formula()}; give a frame of it as "
-                "`structure`"
+                f"bonds, but frame {k} of {frames.source} is another, {one.get_chemical_formula()}; give a frame of "
+                "it as `structure`"
             )
     positions = np.stack([one.positions[order] for one in all_atoms])
     cell = np.stack([one.cell.array for one in all_atoms])
-    return Trajectory(str(path), atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
+    return Trajectory(frames.source, atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
 
 
 def _distribution_error(run: Trajectory, stable_ps: float, expected: np.ndarray) -> float:
@@ -138,7 +142,12 @@ def stability_table(rows: Sequence[StabilityRow]) -> str:
     for row in rows:
         forces = "-" if row.forces_mae is None else f"{row.forces_mae:.1f}"
         speed = "-" if row.steps_per_second is None else f"{row.steps_per_second:.0f}"
-        stability = f"{np.mean(row.stability_ps):.0f} ± {np.std(row.stability_ps):.0f}"
-        errors = f"{np.mean(row.distribution_errors):.3f} ± {np.std(row.distribution_errors):.3f}"
+        stability = f"{np.mean(row.stability_ps):.0f} ± {_deviation(row.stability_ps):.0f}"
+        errors = f"{np.mean(row.distribution_errors):.3f} ± {_deviation(row.distribution_errors):.3f}"
         lines.append(f"| {row.name} | {row.architecture} | {forces} | {stability} | {errors} | {speed} |")
     return "\n".join(lines) + "\n"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds, of the population they are drawn from."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

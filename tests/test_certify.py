@@ -6,9 +6,11 @@ import shutil
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.calculator import CalculationFailed, all_changes
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import Curl, Indexed, Morse, cluster
+from scipy.spatial.distance import pdist
 from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
 
@@ -43,6 +45,32 @@ def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_p
     assert not failed(curl) & {"rotation: energy", "time reversibility"}
     numbered = certify(subject(Indexed), cluster(), tmp_path / "numbered", SHORT)
     assert any(name.startswith("permutation") for name in failed(numbered))
+
+
+class TornBeyond(Morse):
+    """Cannot be evaluated where atoms have moved further than a vibration takes them."""
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if np.abs(np.sort(pdist(self.atoms.positions)) - np.sort(pdist(cluster().positions))).max() > 0.02:
+            raise CalculationFailed("no convergence")
+
+
+def test_a_calculator_that_gives_up_fails_its_checks_and_still_gets_a_certificate(tmp_path):
+    found = certify(subject(TornBeyond), cluster(), tmp_path, SHORT)
+    assert not found.passed
+    given_up = [verdict for verdict in found.verdicts if "no convergence" in verdict.explanation]
+    assert given_up
+    assert all(verdict.passed is False for verdict in given_up)
+    assert json.loads((tmp_path / "certificate.json").read_text())["passed"] is False
+
+
+def test_hot_runs_are_checked_as_trajectories(tmp_path):
+    found = certify(subject(Morse), cluster(), tmp_path, SHORT)
+    names = {verdict.name for verdict in found.sections["stability"]}
+    assert {"time to collapse", "bonds broken", "bonds formed"} <= names
+    assert [report.trajectory.ensemble for report in found.hot] == ["langevin"] * SHORT.seeds
+    assert certification(found).protocol["hot_ps"] == SHORT.hot_ps
 
 
 def test_frequencies_are_compared_with_those_of_the_method_that_made_the_labels(tmp_path):

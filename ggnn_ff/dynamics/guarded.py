@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.md.md import MolecularDynamics
 
-from ggnn_ff.contract import Contract, check_elements
+from ggnn_ff.contract import Contract, check_elements, tell_of_contract
 from ggnn_ff.dynamics.guard import COLLAPSED, DOMAIN_EVERY, NOT_FINITE, Guard
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential, as_loaded
@@ -54,6 +54,7 @@ def guarded(
     if temperature is not None and not 0.0 < temperature < np.inf:
         raise InputError(f"`temperature` must be that of the bath, above 0 K, got {temperature}; without a bath None")
     loaded = as_loaded(potential)
+    tell_of_contract(loaded.source, loaded.contract)
     if isinstance(dynamics, MolecularDynamics):
         watched: _Watched = _InASE(dynamics, loaded.contract, Path(folder), temperature, on_alarm)
     elif type(dynamics).__module__.startswith("openmm."):

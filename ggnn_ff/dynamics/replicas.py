@@ -13,7 +13,7 @@ from ase import Atoms
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ggnn_ff.compiled import fast_form
-from ggnn_ff.contract import check_elements
+from ggnn_ff.contract import check_elements, tell_of_contract
 from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run import make_guard
@@ -59,7 +59,7 @@ def run_replicas(
         folder: receives `replica-000`, `replica-001`, ...
         settings: with host "batched"; replica k has the seed `settings.seed` + k.
         n_replicas: how many.
-        progress: show a progress bar.
+        progress: as for `run_md`.
         compile: as for `run_md`.
 
     Raises:
@@ -70,6 +70,8 @@ def run_replicas(
     if n_replicas < 1:
         raise InputError(f"`replicas` must be at least 1, got {n_replicas}")
     check_elements(potential.contract, atoms.numbers)
+    if progress:
+        tell_of_contract(potential.source, potential.contract)
     potential = fast_form(potential, compile)
     each = [settings.model_copy(update={"seed": settings.seed + k}) for k in range(n_replicas)]
     starts = [first_state(atoms, one) for one in each]

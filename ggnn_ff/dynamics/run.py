@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, CalculatorError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ggnn_ff.compiled import fast_form
-from ggnn_ff.contract import check_elements
+from ggnn_ff.contract import check_elements, tell_of_contract
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
 from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE, Guard
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
@@ -59,7 +59,7 @@ def run_md(
             `run.json`, `checkpoint.npz`, `alarm-KIND.xyz` with the frames that led to an alarm (see `Guard`), and
             `last_good.xyz` if the run is stopped; the frame of the alarm is then the last of `trajectory.xyz`.
         settings: how.
-        progress: show a progress bar.
+        progress: show a progress bar, and say what the contract of the potential lacks.
         compile: run the potential as machine code; by default where that is possible (see `fast_form`).
 
     Raises:
@@ -70,6 +70,8 @@ def run_md(
     start = first_state(atoms, settings)
     if isinstance(potential, LoadedPotential):
         check_elements(potential.contract, start.numbers)
+        if progress:
+            tell_of_contract(potential.source, potential.contract)
         potential = fast_form(potential, compile)
     engine = _make_engine(potential, start, settings)
     guard = make_guard(potential, start, folder, settings)
@@ -98,7 +100,7 @@ def run_md(
                     engine.step(n_steps)
                 except FloatingPointError as error:
                     raise guard.lost(step + n_steps, NOT_FINITE.format(step=step + n_steps)) from error
-                except InputError as error:  # the structure can no longer be evaluated
+                except (InputError, CalculatorError) as error:  # the structure can no longer be evaluated
                     text = COLLAPSED.format(step=step + n_steps, reason=error)
                     raise guard.lost(step + n_steps, text) from error
                 durations.append((time.perf_counter() - began) / n_steps)

@@ -56,7 +56,7 @@ def write_html(report: Report, path: str | Path) -> None:
             figures[_CAPTIONS[title]] = figure
     name = Path(report.trajectory.source).name
     page = render_html(
-        f"Check of {name}", report.summary, report.verdicts, figures, report.trajectory, _broken_bond(report)
+        f"Check of {name}", report.summary, report.verdicts, figures, report.trajectory, broken_bond(report)
     )
 
     def write_page(temporary: Path) -> None:
@@ -108,7 +108,8 @@ def render_html(
     )
 
 
-def _broken_bond(report: Report) -> Highlight | None:
+def broken_bond(report: Report) -> Highlight | None:
+    """Where the first bond breaks, and which, or None."""
     found = report.bonds
     if found.broken is None or found.first_frame is None:
         return None
