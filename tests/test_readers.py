@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -160,9 +161,14 @@ def test_wrong_units_are_questioned_and_right_ones_are_not(tmp_path: Path, energ
 
 
 @pytest.mark.parametrize(
-    ("factor", "expected"), [(-1.0, "gradients"), (1 / 51.42, "hartree/bohr beside positions in angstrom")]
+    ("factor", "expected"),
+    [
+        (-1.0, "gradients"),
+        (1 / 51.42, "hartree/bohr beside positions in angstrom"),
+        (1 / 0.00103643, r"meV/angstrom or kJ/mol/nm .* If they are kJ/mol/nm, multiply them .* by 0.00103643"),
+    ],
 )
-def test_gradients_and_mixed_atomic_units_are_questioned(tmp_path: Path, factor: float, expected: str):
+def test_gradients_and_mixed_units_are_questioned(tmp_path: Path, factor: float, expected: str):
     frames = vibrating_methane()
     frames.forces[:] *= factor
     write_extxyz(tmp_path / "data.xyz", frames)
@@ -181,6 +187,16 @@ def test_data_without_clear_evidence_pass(kind: str):
     if kind == "few":
         frames.forces[:] *= 23.06
     question_units(frames)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(1 / 27.2114, "in another unit than the forces"), (23.06, "unit"), (-1.0, "wrong sign")]
+)
+@pytest.mark.parametrize("parts", [("rmd17_ethanol", "test.xyz"), ("3bpa", "train_300K.xyz")])
+def test_energies_that_do_not_go_with_the_forces_are_questioned(parts: tuple[str, str], factor: float, message: str):
+    frames = read_frames(shared_data(*parts))
+    with pytest.raises(InputError, match=f"`energy`: .*{message}"):
+        question_units(replace(frames, energy=frames.energy * factor))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Questioning units: bond lengths and X-H force constants hardly depend on the molecule and betray the unit.
 
-Two measurements are made on a sample of the frames, both in eV and angstrom:
+Three measurements are made on a sample of the frames, in eV and angstrom:
 
 - the distance of every atom to its nearest neighbour over the sum of their covalent radii, close to 1 in
   molecules and solids alike;
 - the stretching force constant of X-H bonds, the slope of the force on the hydrogen along the bond against
   the bond length. Hydrogen is light and held by one bond, so this slope is the force constant to a few
-  percent.
+  percent;
+- for molecules, the difference of energy between similar frames over the work of the forces on the way, close to 1.
 
 A unit mistaken for another changes them by fixed factors. A data set is questioned only if every bit of
 evidence agrees on one such factor; no evidence, or mixed evidence, passes.
@@ -19,7 +20,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.errors import InputError
-from ggnn_ff.units import ANGSTROM_PER_BOHR, ENERGY_UNITS, LENGTH_UNITS
+from ggnn_ff.units import ENERGY_UNITS, LENGTH_UNITS
 
 _STRETCH = {  # eV/angstrom^2; harmonic X-H force constants of common hydrides and organic molecules
     5: 22.0,
@@ -37,6 +38,9 @@ _MAX_FRAMES = 100
 _MAX_CENTRES = 32  # atoms looked at per frame
 _MIN_ATOMS = 8  # below, lengths say too little
 _MIN_BONDS = 20  # below, a slope says too little
+_MIN_PAIRS = 20  # of similar frames; below, their energies say too little
+_CORRELATED = 0.6  # energies and work, of data in order by a trapezoid between frames that are not close: 0.8 to 1
+_MOST_RATIO = 4.0  # of energies over work; units differ by 20 and more
 
 
 class _Contacts(NamedTuple):
@@ -73,6 +77,47 @@ def question_units(frames: LabelledFrames, *, energy_unit: str = "eV", length_un
         return
     _question_length(contacts, length_unit, frames.source)
     _question_forces(contacts, energy_unit, length_unit, frames.source)
+    _question_energies(frames)
+
+
+def _question_energies(frames: LabelledFrames) -> None:
+    """Whether energies differ by the work of the forces, -(F_i + F_j) . (x_j - x_i) / 2, between similar frames."""
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_FRAMES)).astype(np.int64))
+    n_atoms = int(frames.n_atoms[0])
+    first = frames.numbers[frames.rows(0)]
+    if frames.pbc.any() or len(chosen) < _MIN_PAIRS or n_atoms < 2 or np.any(frames.n_atoms != n_atoms):
+        return
+    if np.any(frames.numbers.reshape(-1, n_atoms) != first):
+        return
+    x = frames.positions.reshape(-1, n_atoms, 3)[chosen]
+    x = x - x.mean(axis=1, keepdims=True)
+    forces, energy = frames.forces.reshape(-1, n_atoms, 3)[chosen], frames.energy[chosen]
+    works, differences = [], []
+    for i in range(len(chosen)):
+        u, _, v = np.linalg.svd(np.einsum("sna,nb->sab", x, x[i]))  # turns each frame onto frame i (Kabsch 1976)
+        u[..., -1] *= np.linalg.det(u @ v)[:, None]
+        away = np.einsum("sna,sab->snb", x, u @ v) - x[i]
+        distance = np.einsum("sna,sna->s", away, away)
+        distance[i] = np.inf
+        j = int(distance.argmin())
+        turned = forces[j] @ (u[j] @ v[j])
+        works.append(-0.5 * float(((forces[i] + turned) * away[j]).sum()))
+        differences.append(float(energy[j] - energy[i]))
+    spread = float(np.sqrt(np.mean(np.square(works)) * np.mean(np.square(differences))))
+    if not spread > 0.0:
+        return
+    correlation = float(np.mean(np.multiply(works, differences))) / spread
+    slope = correlation * float(np.sqrt(np.mean(np.square(differences)) / np.mean(np.square(works))))
+    if abs(correlation) < _CORRELATED or 1.0 / _MOST_RATIO < slope < _MOST_RATIO:
+        return
+    said = f"the energies in {frames.source or 'these frames'} differ by {slope:.3g} times the work of the forces"
+    if slope < 0:
+        raise InputError(f"`energy`: {said} between similar frames, 1 is right: one of both has the wrong sign")
+    raise InputError(
+        f"`energy`: {said} between similar frames, 1 is right: they are in another unit than the forces; convert them "
+        f"in the file (hartree beside eV/angstrom makes {1.0 / ENERGY_UNITS['hartree']:.2g}, kcal/mol "
+        f"{1.0 / ENERGY_UNITS['kcal/mol']:.3g})"
+    )
 
 
 def _question_length(contacts: _Contacts, length_unit: str, source: str) -> None:
@@ -110,19 +155,21 @@ def _question_forces(contacts: _Contacts, energy_unit: str, length_unit: str, so
             "look like gradients; forces are minus the gradient: change their sign in the file"
         )
     assumed = ENERGY_UNITS[energy_unit]
-    for unit, electronvolt in ENERGY_UNITS.items():
-        if unit != energy_unit and _all_close(stiffness, assumed / electronvolt):
-            raise InputError(
-                f"`energy_unit`: {forces} look like {unit}/{length_unit}, not {energy_unit}/{length_unit}: "
-                "taken as "
-                f'{energy_unit}, {text}. State energy_unit="{unit}" when reading, or convert the file'
-            )
-    mixed = ENERGY_UNITS["hartree"] / ANGSTROM_PER_BOHR
-    if length_unit == "angstrom" and _all_close(stiffness, assumed / mixed):
+    advice = {}  # for each unit of force that they look like
+    for unit, size in ENERGY_UNITS.items():
+        if _all_close(stiffness, assumed / size):
+            if unit == energy_unit:
+                return
+            advice[f"{unit}/{length_unit}"] = f'state energy_unit="{unit}" when reading, or convert the file'
+        for other in ("bohr", "nm") if length_unit == "angstrom" else ():
+            factor = size / LENGTH_UNITS[other] / assumed
+            if (unit, other) != (energy_unit, "bohr") and _all_close(stiffness, 1.0 / factor):  # which is too near
+                advice[f"{unit}/{other}"] = f"multiply them in the file by {factor:.6g}, and convert the energies"
+    if advice:
         raise InputError(
-            f"`energy_unit`: {forces} look like hartree/bohr beside positions in angstrom, not "
-            f"{energy_unit}/angstrom: {text}. Multiply them in the file by {mixed / assumed:.6g}, and the "
-            f"energies by {ENERGY_UNITS['hartree'] / assumed:.6g} if they are in hartree"
+            f"`energy_unit`: {forces} look like {' or '.join(advice)} beside positions in {length_unit}, not "
+            f"{energy_unit}/{length_unit}: taken as {energy_unit}, {text}. "
+            + "; ".join(f"If they are {unit}, {what}" for unit, what in advice.items())
         )
 
 
