@@ -70,20 +70,10 @@ def triplets(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int) -> tuple[Te
     Returns:
         Edges "ji" (centre i, neighbour j) and edges "kj" (centre j, neighbour k), (T,) each, ordered by the first.
     """
-    return _other_edges(edge_index, edge_index[1], reverse_edges(edge_index, edge_vectors, n_atoms), n_atoms)
-
-
-def edges_of_same_centre(edge_index: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
-    """All pairs of different edges with one centre: two rows of `edge_index`, (T,) each, ordered by the first."""
-    edges = torch.arange(edge_index.shape[1], device=edge_index.device)
-    return _other_edges(edge_index, edge_index[0], edges, n_atoms)
-
-
-def _other_edges(edge_index: Tensor, atoms: Tensor, without: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
-    """For each edge e, the edges whose centre is `atoms[e]`, except `without[e]`, which is one of them."""
+    way_back = reverse_edges(edge_index, edge_vectors, n_atoms)
     starts, counts = _edges_of_atoms(edge_index, n_atoms)
-    edges, others = _ranges(starts[atoms], counts[atoms] - 1)
-    return edges, others + (others >= without[edges]).to(torch.int64)
+    edges, others = _ranges(starts[edge_index[1]], counts[edge_index[1]] - 1)
+    return edges, others + (others >= way_back[edges]).to(torch.int64)
 
 
 def bessel_zeros(n_spherical: int, n_radial: int) -> np.ndarray:

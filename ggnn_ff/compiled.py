@@ -19,9 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.cache import cache_folder, machine, why_not_compile
 from ggnn_ff.errors import InputError, tell
-from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, without_weights
+from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, ready, without_weights
 from ggnn_ff.files import write_atomically
-from ggnn_ff.forces import EnergyForces, Prediction
+from ggnn_ff.forces import EnergyForces, Prediction, stress_of
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.memory import keep_freed_memory
@@ -106,10 +106,7 @@ class CompiledEnergyForces(nn.Module):
         if periodic:
             vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
             products = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # (E, 3, 3)
-            virial = stress.index_add(0, batch[edge_index[0]], products)
-            volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
-            stress = torch.where(volume > 0, virial / volume, stress)
-            stress = 0.5 * (stress + stress.transpose(1, 2))
+            stress = stress_of(stress.index_add(0, batch[edge_index[0]], products), cell)
         return Prediction(energy, atomic_energies, forces, stress)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,10 +173,7 @@ def eager_form(loaded: LoadedPotential) -> EnergyForces:
     scripted = loaded.module.potential.state_dict()  # type: ignore[union-attr]
     weights = {name: scripted[name] for name in potential.state_dict()}  # without the constants
     potential.load_state_dict(weights)
-    module = EnergyForces(potential).to(loaded.device).eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
+    return ready(EnergyForces(potential).to(loaded.device))
 
 
 def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 TOLERANCE = {"float32": (1e-4, 1e-3), "float64": (1e-6, 1e-5)}
 
 
+M = TypeVar("M", bound=nn.Module)
 Neighbors = Callable[[Structure], tuple[Tensor, Tensor]]
 """A structure -> its edges and their shifts, as from `neighbor_list`."""
 
@@ -74,7 +75,7 @@ class LoadedPotential:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state["module"], bytes):
             module = torch.jit.load(io.BytesIO(state["module"]), map_location=state["device"])
-            state = {**state, "module": _ready(module)}
+            state = {**state, "module": ready(module)}
         self.__dict__.update(state)
 
     @torch.inference_mode(False)
@@ -136,7 +137,7 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
         warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
         data = torch.jit.script(eager.module).save_to_buffer(_extra_files={CONTRACT: eager.contract.to_json()})
         copy = torch.jit.load(io.BytesIO(data))
-    _verify(replace(eager, module=_ready(copy), source=f"the TorchScript form of {folder}"))
+    _verify(replace(eager, module=ready(copy), source=f"the TorchScript form of {folder}"))
     write_atomically(output, partial(_write, data=data))
     return load_potential(output)
 
@@ -264,7 +265,8 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _ready(module: nn.Module) -> nn.Module:
+def ready(module: M) -> M:
+    """A module for evaluation: in evaluation mode, without gradients of parameters."""
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -290,7 +292,7 @@ def _load_durable(folder: Path) -> LoadedPotential:
         potential.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS} does not fit its contract; it is damaged or foreign: {error}") from error
-    return LoadedPotential(_ready(EnergyForces(potential)), contract, str(folder), contract.dtype, torch.device("cpu"))
+    return LoadedPotential(ready(EnergyForces(potential)), contract, str(folder), contract.dtype, torch.device("cpu"))
 
 
 def _load_torchscript(path: Path) -> LoadedPotential:
@@ -310,7 +312,7 @@ def _load_torchscript(path: Path) -> LoadedPotential:
             "refused, since its units, elements and cutoff are unknown"
         )
     contract = parse_contract(extra[CONTRACT], path)
-    return LoadedPotential(_ready(module), contract, str(path), contract.dtype, torch.device("cpu"))
+    return LoadedPotential(ready(module), contract, str(path), contract.dtype, torch.device("cpu"))
 
 
 def _verify(loaded: LoadedPotential) -> None:

@@ -17,6 +17,13 @@ class Prediction(NamedTuple):
     stress: Tensor  # (S, 3, 3) eV/angstrom^3; zeros where the cell has no volume
 
 
+def stress_of(virial: Tensor, cell: Tensor) -> Tensor:
+    """Symmetric stress, eV/angstrom^3, from the virial (S, 3, 3), eV; zeros where the cell (S, 3, 3) has no volume."""
+    volume = torch.linalg.det(cell).abs().view(-1, 1, 1)  # (S, 1, 1)
+    stress = torch.where(volume > 0, virial / volume, torch.zeros_like(virial))
+    return 0.5 * (stress + stress.transpose(1, 2))
+
+
 class EnergyForces(nn.Module):
     """The exact gradient of a potential.
 
@@ -63,8 +70,6 @@ class EnergyForces(nn.Module):
         virial = torch.zeros_like(cell).index_add(
             0, batch[edge_index[0]], vectors.detach().unsqueeze(2) * gradient.unsqueeze(1)
         )
-        volume = torch.linalg.det(cell).abs().view(-1, 1, 1)  # (S, 1, 1)
-        stress = torch.where(volume > 0, virial / volume, torch.zeros_like(virial))
         if not self.training:
             energy, atomic_energies = energy.detach(), atomic_energies.detach()
-        return Prediction(energy, atomic_energies, forces, 0.5 * (stress + stress.transpose(1, 2)))
+        return Prediction(energy, atomic_energies, forces, stress_of(virial, cell))

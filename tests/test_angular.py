@@ -11,7 +11,6 @@ from torch import Tensor
 from ggnn_ff.angular import (
     SphericalBesselBasis,
     bessel_zeros,
-    edges_of_same_centre,
     legendre,
     perpendicular_axes,
     powers,
@@ -74,14 +73,6 @@ def test_reverse_edges_of_rounded_vectors():
     noise = 1e-4 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     exact = reverse_edges(edge_index, vectors, 6)
     assert torch.equal(reverse_edges(edge_index, vectors.to(torch.float32) + noise, 6), exact)
-
-
-def test_edges_of_same_centre(edges):
-    edge_index, _, n_atoms = edges
-    centre = edge_index[0].tolist()
-    expected = [(e, f) for e, i in enumerate(centre) for f, j in enumerate(centre) if i == j and e != f]
-    first, second = torch.jit.script(edges_of_same_centre)(edge_index, n_atoms)
-    assert list(zip(first.tolist(), second.tolist(), strict=True)) == expected
 
 
 def test_bessel_zeros():
