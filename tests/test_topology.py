@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from ggnn_ff.bonds import bonds
 from ggnn_ff.errors import InputError
@@ -186,6 +186,18 @@ def test_collapse_is_judged_against_the_reference_and_a_stopped_run_collapsed():
     assert collapse_times([run]).error_ps is None
     stopped = collapse_times([replace(still(ETHANOL), stopped="stopped: forces are not finite")])
     assert (stopped.times_ps, stopped.collapsed) == ((pytest.approx(1.9),), (True,))
+
+
+def test_structure_without_bonds_has_no_time_to_collapse():
+    """A metal that is torn apart, which bonds do not tell; a run of it that was stopped did collapse."""
+    crystal = still(bulk("Cu", cubic=True) * 2)
+    crystal.positions[10:] *= 3.0
+    verdict = collapse_verdict(collapse_times([crystal] * 2))
+    assert (verdict.value, verdict.passed) == (None, None)
+    assert "not applicable: no bonds" in verdict.explanation
+    assert verdicts(crystal)["bonds broken"].passed is None
+    stopped = replace(crystal, stopped="stopped: forces are not finite")
+    assert collapse_verdict(collapse_times([crystal, stopped])).passed is False
 
 
 def test_wrong_input_is_said():

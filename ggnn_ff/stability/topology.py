@@ -176,8 +176,9 @@ def _bonds(trajectory: Trajectory, frame: int) -> np.ndarray:
 
 def topology_verdicts(trajectory: Trajectory) -> list[Verdict]:
     """Numbers of bonds broken and formed and of fragments that left; all should be 0 where no reaction is expected."""
+    broken = broken_bonds(trajectory) if len(_bonds(trajectory, 0)) else "the first frame has no bonds"
     checks = {
-        "bonds broken": (broken_bonds(trajectory), f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
+        "bonds broken": (broken, f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
         "bonds formed": (formed_bonds(trajectory), "as close as a bond and not bonded in the first frame"),
         "evaporated fragments": (
             evaporated_fragments(trajectory),
@@ -208,12 +209,14 @@ class CollapseTimes:
         collapsed: one per run: whether any did.
         mean_ps: of `times_ps`.
         error_ps: its standard error, None for a single run.
+        has_bonds: whether there is any bond that could deviate.
     """
 
     times_ps: tuple[float, ...]
     collapsed: tuple[bool, ...]
     mean_ps: float
     error_ps: float | None
+    has_bonds: bool
 
 
 def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | None = None) -> CollapseTimes | str:
@@ -234,7 +237,7 @@ def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | N
     """
     if not trajectories:
         raise InputError("`trajectories` must have at least one trajectory, got none")
-    times, collapsed = [], []
+    times, collapsed, has_bonds = [], [], False
     for run in trajectories:
         if run.times_fs is None:
             return f"{run.source} has no times; give the time between frames in fs"
@@ -249,8 +252,9 @@ def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | N
         last = -1 if found.first_frame is None else found.first_frame
         times.append(float(run.times_fs[last] - run.times_fs[0]) / 1000.0)
         collapsed.append(found.first_frame is not None or run.stopped is not None)
+        has_bonds |= bool(found.names)
     error = float(np.std(times, ddof=1) / np.sqrt(len(times))) if len(times) > 1 else None
-    return CollapseTimes(tuple(times), tuple(collapsed), float(np.mean(times)), error)
+    return CollapseTimes(tuple(times), tuple(collapsed), float(np.mean(times)), error, has_bonds)
 
 
 def collapse_verdict(result: CollapseTimes | str) -> Verdict:
@@ -258,6 +262,9 @@ def collapse_verdict(result: CollapseTimes | str) -> Verdict:
     name = "time to collapse"
     if isinstance(result, str):
         return Verdict(name, None, "ps", None, None, f"not measured: {result}")
+    if not result.has_bonds and not any(result.collapsed):
+        text = "not applicable: no bonds in the first frame whose lengths would tell a collapse"
+        return Verdict(name, None, "ps", None, None, text)
     kept = len(result.collapsed) - sum(result.collapsed)
     text = (
         f"mean of {len(result.times_ps)} runs, of which {kept} never collapsed and count with their length "
