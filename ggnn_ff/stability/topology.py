@@ -10,7 +10,15 @@ from ase.data import covalent_radii
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from ggnn_ff.bonds import BOND_FACTOR, LONGEST_DEVIATION, bond_name, bonds, may_bond, overlaps
+from ggnn_ff.bonds import (
+    BOND_FACTOR,
+    LONGEST_DEVIATION,
+    bond_name,
+    bonds,
+    may_bond,
+    overlaps,
+    sure_lengths,
+)
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.blocks import chunk_length, chunks
 from ggnn_ff.stability.frames import Trajectory
@@ -71,7 +79,7 @@ def broken_bonds(trajectory: Trajectory) -> list[Event]:
 
 
 def formed_bonds(trajectory: Trajectory) -> list[Event]:
-    """Pairs of atoms that are no bond in the first frame and come as close as one (`bonds`), in that order.
+    """Pairs of atoms that are no bond in the first frame and come closer than contacts (`sure_lengths`), in that order.
 
     Frames are taken in blocks. Only those pairs are looked at that are so close in the first frame of a block that they
     can be bonded in a later one, with the furthest that either atom moves until its end.
@@ -94,7 +102,7 @@ def formed_bonds(trajectory: Trajectory) -> list[Event]:
             length //= 2
             continue
         vectors = vectors + moved[:, second] - moved[:, first]
-        close = np.einsum("tpk,tpk->tp", vectors, vectors) < (radii[first] + radii[second]) ** 2
+        close = np.einsum("tpk,tpk->tp", vectors, vectors) < sure_lengths(numbers, first, second) ** 2
         found = [
             (start + int(close[:, pair].argmax()), int(first[pair]), int(second[pair]))
             for pair in np.flatnonzero(close.any(axis=0))
@@ -179,7 +187,7 @@ def topology_verdicts(trajectory: Trajectory) -> list[Verdict]:
     broken = broken_bonds(trajectory) if len(_bonds(trajectory, 0)) else "the first frame has no bonds"
     checks = {
         "bonds broken": (broken, f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
-        "bonds formed": (formed_bonds(trajectory), "as close as a bond and not bonded in the first frame"),
+        "bonds formed": (formed_bonds(trajectory), "closer than a contact and not bonded in the first frame"),
         "evaporated fragments": (
             evaporated_fragments(trajectory),
             f"no atom closer than {EVAPORATION_DISTANCE:g} angstrom to the rest",
