@@ -190,12 +190,38 @@ def test_metals_may_diffuse_but_ligands_may_not(tmp_path):
     assert len(bonds(silicon.numbers, silicon.positions, silicon.cell.array, silicon.pbc)) == 16
 
 
-def test_drift_threshold_decides(run):
-    drift = verdict(check_trajectory(run), "energy drift")
-    strict = (abs(drift.value) + 1e-12) * 0.5
-    assert verdict(check_trajectory(run, drift_threshold=strict), "energy drift").passed is False
+def test_drift_threshold_decides(run, tmp_path):
+    swirled = write_run(tmp_path / "swirled", simulate(curl=0.05))
+    drift = verdict(check_trajectory(swirled), "energy drift")
+    assert drift.passed is False
+    for factor, passed in ((0.5, False), (0.99, None), (2.0, True)):
+        found = verdict(check_trajectory(swirled, drift_threshold=factor * abs(drift.value)), "energy drift")
+        assert found.passed is passed
+        assert "the threshold was given" in found.explanation
     with pytest.raises(InputError, match="`drift_threshold` must be positive"):
         check_trajectory(run, drift_threshold=0.0)
+
+
+def test_few_femtoseconds_of_right_springs_do_not_fail(frames, tmp_path):
+    """Their total energy swings with the vibration, and a part of a swing has a slope beyond any threshold."""
+    report = check_trajectory(write_run(tmp_path / "short", frames[:21]))
+    drift = verdict(report, "energy drift")
+    assert abs(drift.value) > DRIFT_THRESHOLD
+    assert drift.passed is None
+    assert "run longer" in drift.explanation
+    assert report.summary.startswith("inconclusive")
+
+
+def test_drift_is_also_given_in_kt_per_degree_of_freedom(frames, run):
+    report = check_trajectory(run)
+    drift, thermal = verdict(report, "energy drift"), verdict(report, "thermal energy drift")
+    kinetic = np.mean([frame.get_kinetic_energy() for frame in frames])
+    assert thermal.value == pytest.approx(3 * drift.value / (2 * kinetic), rel=1e-6)  # of 3 atoms; 1 meV/ps is 1 eV/ns
+    assert thermal.passed is None
+    assert f"{thermal.value:.1e} kT/ns/dof" in drift.explanation
+    assert "OpenMM" in drift.explanation
+    written = {v["name"]: v["value"] for v in report.to_dict()["verdicts"]}
+    assert written["thermal energy drift"] == thermal.value
 
 
 def test_drift_too_uncertain_for_the_threshold_is_not_passed(run):

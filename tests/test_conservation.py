@@ -14,6 +14,7 @@ from ggnn_ff.stability.conservation import (
     energy_conservation,
     linear_momentum_change,
 )
+from ggnn_ff.stability.verdicts import drift_verdict
 
 N_ATOMS = 9
 
@@ -77,6 +78,30 @@ def test_fluctuation_is_root_mean_square_about_the_line_and_relative_to_the_kine
 def test_constant_kinetic_energy_gives_no_ratio():
     times_fs = np.arange(100.0)
     assert energy_conservation(times_fs, times_fs, np.ones(100), N_ATOMS).fluctuation_ratio is None
+
+
+def test_thermal_drift_is_per_degree_of_freedom_over_kt_at_any_number_of_them():
+    """9 atoms at 300 K that gain 1 meV/atom/ps, whether 3N or 3N - 6 degrees of freedom share the kinetic energy."""
+    times_fs = np.arange(1000.0)
+    for degrees in (3 * N_ATOMS, 3 * N_ATOMS - 6):
+        kinetic = np.full(1000, 0.5 * degrees * units.kB * 300)
+        result = energy_conservation(times_fs, 1e-3 * N_ATOMS * times_fs / 1000 - kinetic, kinetic, N_ATOMS)
+        expected = N_ATOMS / (degrees * units.kB * 300)  # 1 meV/ps = 1 eV/ns
+        assert result.thermal_drift == pytest.approx(expected, rel=1e-6)
+        assert result.thermal_drift_error == pytest.approx(expected * result.drift_error, rel=1e-6)
+    assert energy_conservation(times_fs, times_fs, np.zeros(1000), N_ATOMS).thermal_drift is None
+
+
+def test_drift_is_judged_only_where_twice_its_error_leaves_no_doubt():
+    def passed(drift, error):
+        return drift_verdict("energy drift", drift, error, 0.5, "").passed
+
+    assert [passed(sign * 0.3, 0.09) for sign in (1, -1)] == [True, True]
+    assert [passed(sign * 0.7, 0.09) for sign in (1, -1)] == [False, False]
+    assert [passed(drift, 0.11) for drift in (0.3, -0.3, 0.7, -0.7)] == [None] * 4
+    short = drift_verdict("energy drift", -1.8, 25.0, 0.5, "slope")
+    assert short.passed is None
+    assert "run longer" in short.explanation
 
 
 def test_too_few_rows_are_refused():

@@ -92,8 +92,10 @@ def test_exponent_is_that_of_the_series(power):
     assert scaling.exponent_error < 1e-6
     np.testing.assert_allclose(scaling.timesteps_fs, [1, 2, 4])
     np.testing.assert_allclose(scaling.fluctuations, np.array([1, 2, 4]) ** power / np.sqrt(2), rtol=0.01)
-    passed = scaling_verdicts(scaling)[0].passed
-    assert passed is (None if power > 2 else power == 2)
+    verdict = scaling_verdicts(scaling)[0]
+    assert verdict.value == scaling.exponent
+    assert "2 for a symplectic integrator" in verdict.explanation
+    assert verdict.passed is (None if power > 2 else power == 2)
 
 
 def test_exponent_has_its_error():
@@ -116,7 +118,7 @@ def test_drift_has_its_slope_and_is_judged_apart_from_the_fluctuation():
     exponent, drift = scaling_verdicts(scaling)
     assert drift.passed is False
     assert exponent.passed
-    assert convergence_verdict(STEPS, waves(2.0, slope=0.01)).passed
+    assert convergence_verdict(STEPS, waves(2.0, slope=0.01)).value < 1e-6
 
 
 def test_drift_that_is_too_uncertain_is_not_judged():
@@ -135,27 +137,32 @@ def test_drift_that_is_too_uncertain_is_not_judged():
 def test_right_potential_has_the_exponent_of_the_integrator(calculator):
     exponent, drift, other = verdicts_of(calculator())
     assert exponent.passed
-    assert exponent.value < 0.1
+    assert exponent.value == pytest.approx(2.0, abs=0.1)
     assert "errors of the integrator" in exponent.explanation
     assert drift.passed
-    assert other.passed
+    assert other.value < 0.15
 
 
 @pytest.mark.parametrize("calculator", [Curl(), EnergyJump(3.6), Noise()])
 def test_fault_of_the_potential_does_not_shrink(calculator):
     exponent, drift, other = verdicts_of(calculator)
     assert exponent.passed is False
-    assert exponent.value > 0.9
+    assert exponent.value < 1.1
     assert "no time step cures it" in exponent.explanation
     assert drift.passed is False
-    assert other.passed is False
+    assert other.value > 0.4
 
 
-def test_two_opinions_agree_on_a_fluctuation_that_does_not_shrink():
-    for floor, passed in ((0.0, True), (2e-3, False)):
-        totals = waves(2.0, floor=floor)
+def test_the_other_opinion_is_a_figure_that_contradicts_no_verdict():
+    for totals, passed, low, high in (
+        (waves(2.0), True, 0.0, 1e-6),
+        (waves(2.0, floor=2e-3), False, 0.4, 0.75),
+        (waves(4.0), None, 2.9, 3.1),  # near the limit of stability, which is not the potential's fault
+    ):
         assert scaling_verdicts(scaling_of(totals))[0].passed is passed
-        assert convergence_verdict(STEPS, totals).passed is passed
+        other = convergence_verdict(STEPS, totals)
+        assert other.passed is None
+        assert low <= other.value <= high
 
 
 # --- time reversibility ---------------------------------------------------------------------------------------------
@@ -188,7 +195,7 @@ def test_run_that_blows_up_is_judged_by_the_smallest_time_step():
     assert exponent.passed is None
     assert "4 fs" in exponent.explanation
     assert drift.passed
-    assert convergence_verdict(STEPS, totals).passed is None
+    assert convergence_verdict(STEPS, totals).value is None
     totals[2][100:] = np.inf
     assert [verdict.passed for verdict in scaling_verdicts(scaling_of(totals))] == [False, False]
 
@@ -199,7 +206,7 @@ def test_constant_energy_has_no_exponent():
     scaling = scaling_of(totals)
     assert scaling.exponent is None
     assert scaling_verdicts(scaling)[0].passed is None
-    assert convergence_verdict(STEPS, totals).passed is None
+    assert convergence_verdict(STEPS, totals).value is None
 
 
 def test_runs_start_alike_and_have_a_row_per_step():

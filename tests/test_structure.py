@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 
 from ggnn_ff.bonds import bond_lengths, bond_name, bonds
@@ -44,6 +45,31 @@ def test_large_system_has_the_bonds_of_its_parts():
     assert len(pairs) == 60 * len(ETHANOL_BONDS)
     assert np.all(pairs[:, 0] < pairs[:, 1])
     assert np.all(pairs[:, 0] // 9 == pairs[:, 1] // 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bonds"),
+    [
+        ("C3H6_D3h", 9),
+        ("CH2OCH2", 7),
+        ("CH2SCH2", 7),
+        ("bicyclobutane", 11),
+        ("F2", 1),
+        ("H2", 1),
+        ("P2", 1),
+        ("SiCl4", 4),
+    ],
+)
+def test_rings_of_three_and_long_bonds_are_whole(name, n_bonds):
+    atoms = molecule(name)
+    assert len(bonds(atoms.numbers, atoms.positions, NO_CELL, NO_PBC)) == n_bonds
+
+
+def test_hydrogen_bridges_are_bonds():
+    """B2H6, the boron atoms 1.77 and the bridges 1.33 angstrom long."""
+    bridge = np.sqrt(1.33**2 - 0.885**2)
+    atoms = Atoms("B2H2", [[0.885, 0, 0], [-0.885, 0, 0], [0, 0, bridge], [0, 0, -bridge]])
+    assert len(bonds(atoms.numbers, atoms.positions, NO_CELL, NO_PBC)) == 5
 
 
 def test_silicon_has_four_bonds_per_atom():

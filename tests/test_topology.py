@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from ggnn_ff.bonds import bonds
 from ggnn_ff.errors import InputError
@@ -89,6 +89,39 @@ def test_formed_bond_is_named_once():
     assert broken_bonds(frames) == [Event("O2-H3", 8, 800.0)]
     assert verdicts(frames)["bonds formed"].passed is False
     assert verdicts(still(pair))["bonds formed"].passed is True
+
+
+def tetrahalide(symbol, length):
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    return Atoms(f"C{symbol}4", np.vstack([np.zeros(3), length * corners]))
+
+
+@pytest.mark.parametrize(("symbol", "length"), [("Cl", 1.77), ("Br", 1.94), ("I", 2.15)])
+def test_heavy_neighbours_of_one_atom_are_not_bonded_however_they_shake(symbol, length):
+    frames = still(tetrahalide(symbol, length), 200)
+    frames.positions[:] = frames.positions[0] + 2 * (frames.positions - frames.positions[0])  # by 0.04 angstrom
+    for positions in frames.positions:
+        assert bonds(frames.numbers, positions, frames.cell[0], frames.pbc).tolist() == [[0, k] for k in range(1, 5)]
+    assert [(v.value, v.passed) for v in verdicts(frames).values()] == [(0, True)] * 3
+    frames.positions[7:, 1] = frames.positions[7:, 2] + 2.3 * np.array([1.0, 0.0, 0.0])  # about the bond of Br2
+    assert formed_bonds(frames)[0] == Event(f"{symbol}1-{symbol}2", 7, 700.0)
+
+
+def test_halogens_that_touch_have_not_formed_a_bond():
+    """Two I2 at the distance of their crystal, 3.5 angstrom, come closer by as much as they shake."""
+    frames = still(Atoms("I4", [[0, 0, 0], [0, 0, 2.67], [3.65, 0, 2.67], [3.65, 0, 5.34]]), 100)
+    frames.positions[50:, 2:, 0] -= 0.15
+    assert formed_bonds(frames) == []
+
+
+@pytest.mark.parametrize("symbol", ["Na", "K", "Mg", "Ca"])
+def test_water_may_leave_a_cation(symbol):
+    frames = still(Atoms(symbol) + molecule("H2O"))
+    frames.positions[:, 0] = [0.0, 0.0, 2.3]  # beside the oxygen atom
+    frames.positions[8:, 0, 2] += 1.5
+    assert [(v.value, v.passed) for v in verdicts(frames).values()] == [(0, True)] * 3
+    frames.positions[:] = frames.positions[::-1].copy()  # and come
+    assert [(v.value, v.passed) for v in verdicts(frames).values()] == [(0, True)] * 3
 
 
 def test_bonds_across_the_faces_of_a_cell_are_not_broken_by_wrapping():
@@ -186,6 +219,18 @@ def test_collapse_is_judged_against_the_reference_and_a_stopped_run_collapsed():
     assert collapse_times([run]).error_ps is None
     stopped = collapse_times([replace(still(ETHANOL), stopped="stopped: forces are not finite")])
     assert (stopped.times_ps, stopped.collapsed) == ((pytest.approx(1.9),), (True,))
+
+
+def test_structure_without_bonds_has_no_time_to_collapse():
+    """A metal that is torn apart, which bonds do not tell; a run of it that was stopped did collapse."""
+    crystal = still(bulk("Cu", cubic=True) * 2)
+    crystal.positions[10:] *= 3.0
+    verdict = collapse_verdict(collapse_times([crystal] * 2))
+    assert (verdict.value, verdict.passed) == (None, None)
+    assert "not applicable: no bonds" in verdict.explanation
+    assert verdicts(crystal)["bonds broken"].passed is None
+    stopped = replace(crystal, stopped="stopped: forces are not finite")
+    assert collapse_verdict(collapse_times([crystal, stopped])).passed is False
 
 
 def test_wrong_input_is_said():

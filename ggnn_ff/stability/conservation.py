@@ -16,6 +16,7 @@ LEAST_ROWS = 16
 _CONSTANT = 1e-6  # share of the kinetic energy that files may round away
 _MEV_PER_EV = 1000.0
 _FS_PER_PS = 1000.0
+_PS_PER_NS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class EnergyConservation:
     Attributes:
         drift: slope of the total energy, meV/atom/ps.
         drift_error: its standard error, meV/atom/ps.
+        thermal_drift: the drift per degree of freedom over kT, 1/ns, None without kinetic energy.
+        thermal_drift_error: its standard error, 1/ns.
         fluctuation: root mean square of the total energy about the fitted line, meV/atom.
         fluctuation_ratio: fluctuation over the standard deviation of the kinetic energy, None if that is
             constant but for rounding.
@@ -33,6 +36,8 @@ class EnergyConservation:
 
     drift: float
     drift_error: float
+    thermal_drift: float | None
+    thermal_drift_error: float | None
     fluctuation: float
     fluctuation_ratio: float | None
     duration_ps: float
@@ -67,6 +72,9 @@ def energy_conservation(
     It holds when the correlation time is short against a block; the largest estimate over `BLOCK_COUNTS` is
     taken, since a block too short for the correlation estimates too little.
 
+    With kT = 2 <kinetic> / n of n degrees of freedom, the thermal drift is (dE/dt) / (n kT) = (dE/dt) / (2 <kinetic>),
+    whatever n is.
+
     Args:
         times_fs: (K,) increasing, fs.
         potential: (K,) eV.
@@ -95,11 +103,15 @@ def energy_conservation(
     centred = times - times.mean()
     drift = float(np.sum(centred * total) / np.sum(centred**2))
     fluctuation = float(np.sqrt(np.mean((total - drift * centred) ** 2)))
-    kinetic_fluctuation = float(np.std(kinetic)) * _MEV_PER_EV / n_atoms
-    varies = float(np.std(kinetic)) > _CONSTANT * float(np.mean(kinetic))
+    drift_error = _slope_error(centred, total, drift)
+    kinetic_fluctuation, mean_kinetic = (float(f(kinetic)) * _MEV_PER_EV / n_atoms for f in (np.std, np.mean))
+    varies = kinetic_fluctuation > _CONSTANT * mean_kinetic
+    thermal = _PS_PER_NS / (2.0 * mean_kinetic) if mean_kinetic > 0 else None
     return EnergyConservation(
         drift=drift,
-        drift_error=_slope_error(centred, total, drift),
+        drift_error=drift_error,
+        thermal_drift=None if thermal is None else thermal * drift,
+        thermal_drift_error=None if thermal is None else thermal * drift_error,
         fluctuation=fluctuation,
         fluctuation_ratio=fluctuation / kinetic_fluctuation if varies else None,
         duration_ps=float(times[-1]),

@@ -10,7 +10,15 @@ from ase.data import covalent_radii
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from ggnn_ff.bonds import BOND_FACTOR, LONGEST_DEVIATION, bond_name, bonds, may_bond, overlaps
+from ggnn_ff.bonds import (
+    BOND_FACTOR,
+    LONGEST_DEVIATION,
+    bond_name,
+    bonds,
+    may_bond,
+    overlaps,
+    sure_lengths,
+)
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.blocks import chunk_length, chunks
 from ggnn_ff.stability.frames import Trajectory
@@ -71,7 +79,7 @@ def broken_bonds(trajectory: Trajectory) -> list[Event]:
 
 
 def formed_bonds(trajectory: Trajectory) -> list[Event]:
-    """Pairs of atoms that are no bond in the first frame and come as close as one (`bonds`), in that order.
+    """Pairs of atoms that are no bond in the first frame and come closer than contacts (`sure_lengths`), in that order.
 
     Frames are taken in blocks. Only those pairs are looked at that are so close in the first frame of a block that they
     can be bonded in a later one, with the furthest that either atom moves until its end.
@@ -94,7 +102,7 @@ def formed_bonds(trajectory: Trajectory) -> list[Event]:
             length //= 2
             continue
         vectors = vectors + moved[:, second] - moved[:, first]
-        close = np.einsum("tpk,tpk->tp", vectors, vectors) < (radii[first] + radii[second]) ** 2
+        close = np.einsum("tpk,tpk->tp", vectors, vectors) < sure_lengths(numbers, first, second) ** 2
         found = [
             (start + int(close[:, pair].argmax()), int(first[pair]), int(second[pair]))
             for pair in np.flatnonzero(close.any(axis=0))
@@ -176,9 +184,10 @@ def _bonds(trajectory: Trajectory, frame: int) -> np.ndarray:
 
 def topology_verdicts(trajectory: Trajectory) -> list[Verdict]:
     """Numbers of bonds broken and formed and of fragments that left; all should be 0 where no reaction is expected."""
+    broken = broken_bonds(trajectory) if len(_bonds(trajectory, 0)) else "the first frame has no bonds"
     checks = {
-        "bonds broken": (broken_bonds(trajectory), f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
-        "bonds formed": (formed_bonds(trajectory), "as close as a bond and not bonded in the first frame"),
+        "bonds broken": (broken, f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
+        "bonds formed": (formed_bonds(trajectory), "closer than a contact and not bonded in the first frame"),
         "evaporated fragments": (
             evaporated_fragments(trajectory),
             f"no atom closer than {EVAPORATION_DISTANCE:g} angstrom to the rest",
@@ -208,12 +217,14 @@ class CollapseTimes:
         collapsed: one per run: whether any did.
         mean_ps: of `times_ps`.
         error_ps: its standard error, None for a single run.
+        has_bonds: whether there is any bond that could deviate.
     """
 
     times_ps: tuple[float, ...]
     collapsed: tuple[bool, ...]
     mean_ps: float
     error_ps: float | None
+    has_bonds: bool
 
 
 def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | None = None) -> CollapseTimes | str:
@@ -234,7 +245,7 @@ def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | N
     """
     if not trajectories:
         raise InputError("`trajectories` must have at least one trajectory, got none")
-    times, collapsed = [], []
+    times, collapsed, has_bonds = [], [], False
     for run in trajectories:
         if run.times_fs is None:
             return f"{run.source} has no times; give the time between frames in fs"
@@ -249,8 +260,9 @@ def collapse_times(trajectories: Sequence[Trajectory], reference: Trajectory | N
         last = -1 if found.first_frame is None else found.first_frame
         times.append(float(run.times_fs[last] - run.times_fs[0]) / 1000.0)
         collapsed.append(found.first_frame is not None or run.stopped is not None)
+        has_bonds |= bool(found.names)
     error = float(np.std(times, ddof=1) / np.sqrt(len(times))) if len(times) > 1 else None
-    return CollapseTimes(tuple(times), tuple(collapsed), float(np.mean(times)), error)
+    return CollapseTimes(tuple(times), tuple(collapsed), float(np.mean(times)), error, has_bonds)
 
 
 def collapse_verdict(result: CollapseTimes | str) -> Verdict:
@@ -258,6 +270,9 @@ def collapse_verdict(result: CollapseTimes | str) -> Verdict:
     name = "time to collapse"
     if isinstance(result, str):
         return Verdict(name, None, "ps", None, None, f"not measured: {result}")
+    if not result.has_bonds and not any(result.collapsed):
+        text = "not applicable: no bonds in the first frame whose lengths would tell a collapse"
+        return Verdict(name, None, "ps", None, None, text)
     kept = len(result.collapsed) - sum(result.collapsed)
     text = (
         f"mean of {len(result.times_ps)} runs, of which {kept} never collapsed and count with their length "

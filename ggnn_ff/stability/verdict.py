@@ -14,7 +14,7 @@ class Verdict:
         name: what was measured.
         value: the figure, or None if this trajectory does not allow it.
         unit: of value, threshold and error; "" for a ratio.
-        threshold: largest value that passes, or None for a figure that is not judged.
+        threshold: largest size that passes, or None for a figure that is not judged, or not by its size alone.
         passed: None when not judged.
         explanation: in a sentence: where the threshold comes from, or why there is no verdict.
         error: standard error of value, or None.
