@@ -301,7 +301,7 @@ def md(
 
 @app.command()
 def check(
-    trajectory: Annotated[Path, typer.Argument(help="run folder, or a file that ASE or mdtraj reads")],
+    trajectory: Annotated[Path, typer.Argument(help="run folder, also of OpenMM, or a file that ASE or mdtraj reads")],
     reference: Annotated[Path | None, typer.Option(help="trajectory by the reference method")] = None,
     topology: Annotated[Path | None, typer.Option(help="for files without one, such as DCD")] = None,
     frame_interval: Annotated[float | None, typer.Option(help="fs between frames, if the file does not say")] = None,
