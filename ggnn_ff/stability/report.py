@@ -13,7 +13,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.stability.consistency import length_verdict, velocity_verdict
 from ggnn_ff.stability.dihedrals import dihedral_distributions, dihedral_verdict
 from ggnn_ff.stability.ensemble import ensemble_verdicts
-from ggnn_ff.stability.liquids import diffusion, diffusion_verdicts, radial_distribution_verdicts
+from ggnn_ff.stability.liquids import collapse_verdict, diffusion, diffusion_verdicts, radial_distribution_verdicts
 from ggnn_ff.stability.structure import (
     BondDeviations,
     bond_deviations,
@@ -223,7 +223,7 @@ def _against_reference(trajectory: Trajectory, reference: Trajectory) -> list[Ve
     verdicts = [dihedral_verdict(dihedral_distributions(trajectory, reference))]
     verdicts.append(density_of_states_verdict(trajectory, reference))
     if trajectory.pbc.all():
-        verdicts += radial_distribution_verdicts(trajectory, reference)
+        verdicts += [collapse_verdict(trajectory, reference), *radial_distribution_verdicts(trajectory, reference)]
     return verdicts
 
 
