@@ -299,11 +299,12 @@ def md(
 
 @app.command()
 def check(
-    trajectory: Annotated[Path, typer.Argument(help="run folder, or a file that ASE or mdtraj reads")],
+    trajectory: Annotated[Path, typer.Argument(help="run folder, also of OpenMM, or a file that ASE or mdtraj reads")],
     reference: Annotated[Path | None, typer.Option(help="trajectory by the reference method")] = None,
     topology: Annotated[Path | None, typer.Option(help="for files without one, such as DCD")] = None,
     frame_interval: Annotated[float | None, typer.Option(help="fs between frames, if the file does not say")] = None,
     ensemble: Annotated[str | None, typer.Option(help="nve, langevin or nose-hoover, if the file does not say")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of the bath, K, if the file does not say")] = None,
     drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
     output: Annotated[
         Path | None,
@@ -325,6 +326,7 @@ def check(
         topology=topology,
         frame_interval_fs=frame_interval,
         ensemble=ensemble,
+        temperature=temperature,
         drift_threshold=drift_threshold,
     )
     folder = output or (trajectory if trajectory.is_dir() else trajectory.with_name(f"{trajectory.name}-check"))

@@ -149,7 +149,9 @@ def test_summary_says_on_what_it_rests(frames, run, tmp_path):
     assert "one frame has nothing to be compared with" in verdict(one, "largest bond deviation").explanation
     short = check_trajectory(write_run(tmp_path / "short", frames[:9]))
     assert short.summary.startswith("inconclusive: 8 of 9 checks judged")
-    bath = check_trajectory(write_run(tmp_path / "bath", frames, ensemble="langevin"))
+    folder = write_run(tmp_path / "bath", frames, ensemble="langevin")
+    set_status(folder, temperature_K=None)
+    bath = check_trajectory(folder)
     assert bath.summary == "passed, 6 of 9 checks judged"
 
 
@@ -162,7 +164,26 @@ def test_bath_that_is_named_is_judged(frames, tmp_path):
     assert found[-3:] == names
     folder = write_run(tmp_path / "nve", frames)
     set_status(folder, temperature_K=300.0, degrees_of_freedom=3 * len(frames[0]))
-    assert not set(names) & {v.name for v in check_trajectory(folder).verdicts}
+    report = check_trajectory(folder)
+    assert not set(names) & {v.name for v in report.verdicts}
+    assert verdict(report, "temperature").error > 0
+
+
+def test_temperature_of_a_bath_can_be_given(frames, run, tmp_path):
+    ase.io.write(tmp_path / "other.xyz", frames)
+    mean = check_trajectory(tmp_path / "other.xyz", ensemble="langevin")
+    assert "give `temperature`" in verdict(mean, "temperature deviation").explanation
+    hot = check_trajectory(tmp_path / "other.xyz", ensemble="langevin", temperature=900.0)
+    assert verdict(hot, "temperature deviation").passed is False
+    kelvin = verdict(mean, "temperature").value
+    assert verdict(hot, "temperature deviation").value == pytest.approx(kelvin - 900.0)
+    assert "kinetic energy width" in [v.name for v in hot.verdicts]
+    for path in (tmp_path / "other.xyz", run):
+        with pytest.raises(InputError, match="taken as NVE; give `ensemble` too: langevin or nose-hoover"):
+            check_trajectory(path, temperature=300.0)
+    bath = write_run(tmp_path / "bath", frames, ensemble="langevin")
+    with pytest.raises(InputError, match="was run at 300 K, got 310 K"):
+        check_trajectory(bath, temperature=310.0)
 
 
 def test_reference_is_compared_in_angles_vibrations_and_distances(frames, run):

@@ -10,7 +10,7 @@ from ase.build import molecule
 from scipy.signal import lfilter
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.ensemble import ensemble_verdicts, free_velocities, mean_and_error
+from ggnn_ff.stability.ensemble import ensemble_verdicts, free_velocities, mean_and_error, moving_degrees_of_freedom
 from ggnn_ff.stability.frames import Energies, Trajectory
 
 TEMPERATURE = 300.0
@@ -137,6 +137,38 @@ def test_without_a_thermostat_the_temperature_is_not_judged():
         (only,) = ensemble_verdicts(replace(maxwell_boltzmann(), ensemble=ensemble), 500.0, 3 * N)
         assert (only.name, only.passed) == ("temperature", None)
         assert only.value == pytest.approx(TEMPERATURE, abs=4 * only.error)
+
+
+@pytest.mark.parametrize("removed", [0, 3, 6])
+def test_degrees_of_freedom_are_seen_in_the_momenta(removed):
+    frames = maxwell_boltzmann(removed=removed)
+    assert moving_degrees_of_freedom(frames) == 3 * N - removed
+    periodic = replace(frames, pbc=np.array([True, True, False]))
+    assert moving_degrees_of_freedom(periodic) == 3 * N - min(removed, 3)
+    found = ensemble_verdicts(frames, TEMPERATURE, None)
+    assert [v.passed for v in found] == [True, True, True]
+    assert f"with {3 * N - removed} degrees of freedom, 3N less" in found[0].explanation
+    kinetic = Energies(None, np.zeros(len(frames)), np.ones(len(frames)))
+    assert moving_degrees_of_freedom(replace(frames, momenta=None, energies=kinetic)) == 3 * N
+
+
+def test_linear_molecules_have_two_rotations():
+    line = np.zeros((50, N, 3))
+    line[:, :, 0] = np.arange(N)
+    momenta = np.zeros((50, N, 3))
+    momenta[:, 0, 0], momenta[:, 1, 0] = 1.0, -1.0
+    still = replace(trajectory(momenta), positions=line)
+    assert moving_degrees_of_freedom(still) == 3 * N - 5
+    momenta[:, 0, 1], momenta[:, 1, 1] = 1.0, -1.0
+    assert moving_degrees_of_freedom(still) == 3 * N - 3
+
+
+def test_bath_without_a_temperature_says_what_to_give():
+    mean, missing = ensemble_verdicts(maxwell_boltzmann(), None, 3 * N)
+    assert (mean.name, mean.passed) == ("temperature", None)
+    assert mean.value == pytest.approx(TEMPERATURE, abs=4 * mean.error)
+    assert (missing.name, missing.value, missing.passed) == ("temperature deviation", None, None)
+    assert "give `temperature`" in missing.explanation
 
 
 def test_kinetic_energies_serve_where_there_are_no_momenta():

@@ -10,6 +10,8 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.liquids import (
     BIN_WIDTH,
+    COLLAPSE_THRESHOLD,
+    collapse_verdict,
     diffusion,
     diffusion_verdicts,
     mean_square_displacement,
@@ -96,6 +98,51 @@ def test_radial_distribution_error_finds_another_structure():
     assert other["H-H radial distribution error"] == 0.0
     (zero, *_) = radial_distribution_verdicts(gas, gas)
     assert zero.value == 0.0
+
+
+def lattice_liquid(n_frames=200, seed=0, interval_fs=50.0):
+    """Argon that shakes about the places of a crystal."""
+    crystal = bulk("Ar", "fcc", a=5.3, cubic=True) * (3, 3, 3)
+    noise = np.random.default_rng(seed).normal(scale=0.35, size=(n_frames, len(crystal), 3))
+    return trajectory(crystal.positions + noise, crystal.cell.array, interval_fs=interval_fs)
+
+
+def test_liquid_that_keeps_its_structure_passes():
+    verdict = collapse_verdict(lattice_liquid(), lattice_liquid(seed=1))
+    assert verdict.passed is True
+    assert 0 < verdict.value < 0.5 * COLLAPSE_THRESHOLD
+    assert "largest at" in verdict.explanation
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_time_to_collapse_is_the_start_of_the_window_in_which_a_liquid_clumps(step):
+    """Whatever the time between frames, up to that in a window."""
+    liquid = lattice_liquid(interval_fs=25.0)
+    liquid.positions[130:] = liquid.positions[130:, :1] + 0.3 * (liquid.positions[130:] - liquid.positions[130:, :1])
+    thinned = replace(
+        liquid, positions=liquid.positions[::step], cell=liquid.cell[::step], times_fs=liquid.times_fs[::step] + 7e3
+    )
+    verdict = collapse_verdict(thinned, lattice_liquid(seed=1))
+    assert verdict.passed is False
+    assert verdict.value > COLLAPSE_THRESHOLD
+    assert "time to collapse 3 ps, Ar-Ar is the first" in verdict.explanation  # frame 130 is at 3.25 ps
+
+
+def test_liquid_of_too_few_atoms_or_frames_is_not_judged():
+    few = ideal_gas(CUBE * 3)
+    verdict = collapse_verdict(few, ideal_gas(CUBE * 3, seed=1))
+    assert verdict.passed is None
+    assert "more atoms are needed" in verdict.explanation
+    gas = ideal_gas(n_frames=100)
+    for found, expected, reason in [
+        (replace(gas, times_fs=None), gas, "no times"),
+        (ideal_gas(n_frames=50), gas, "10 frames 0.1 ps apart are needed"),
+        (gas, replace(gas, positions=gas.positions[:19], cell=gas.cell[:19], times_fs=None), "twice as many"),
+        (replace(gas, pbc=np.zeros(3, dtype=bool)), gas, "periodic"),
+        (trajectory(random_walk(200, 1)), trajectory(random_walk(200, 1)), "single atom"),
+    ]:
+        assert collapse_verdict(found, expected).value is None
+        assert reason in collapse_verdict(found, expected).explanation
 
 
 def test_what_has_no_density_or_no_counterpart_is_not_compared():

@@ -40,6 +40,12 @@ since the errors are estimates themselves."""
 LEAST_INDEPENDENT: int = 30
 """Independent frames below which neither a width nor its error is worth anything. Chosen here."""
 
+AT_REST: float = 0.02
+"""Of the energy per degree of freedom of a common motion over that of all: below it, the motion counts as removed.
+Chosen here: a thermostat that drives it gives 1, one that stirs between two removals of it a few per mille."""
+
+_MOST_FRAMES = 1000  # to see which common motions are at rest
+_LINEAR = 1e-3  # moment of inertia over the largest, below which a molecule does not turn about that axis
 _LARGEST_ATOM_FRAMES = 500_000  # physical_validation goes through them one by one, in Python
 _SEED = 0  # of the bootstrap, so that a report says the same every time
 
@@ -67,24 +73,27 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(max(errors))
 
 
-def ensemble_verdicts(trajectory: Trajectory, temperature: float, degrees_of_freedom: int) -> list[Verdict]:
+def ensemble_verdicts(
+    trajectory: Trajectory, temperature: float | None, degrees_of_freedom: int | None
+) -> list[Verdict]:
     """Mean temperature, width of the kinetic energies and equipartition against those of the canonical ensemble.
 
     Of a run without a thermostat only the mean temperature is given, and not judged: its energy decides it.
 
     Args:
         trajectory: its momenta are used, or its kinetic energies if it has no momenta.
-        temperature: target of the thermostat, K.
+        temperature: target of the thermostat, K; None if nobody says.
         degrees_of_freedom: number of degrees of freedom N of T = 2 E_kin / (N k): 3N where the thermostat moves the
-            centre of mass too (Langevin), 3N - 3 if its motion is removed, 3N - 6 if rotation is as well.
+            centre of mass too (Langevin), 3N - 3 if its motion is removed, 3N - 6 if rotation is as well. None for
+            what the momenta show, see `moving_degrees_of_freedom`.
 
     Raises:
         InputError: if `temperature` or `degrees_of_freedom` is out of range, or physical_validation is not installed.
     """
     n_atoms = len(trajectory.numbers)
-    if not 0 < temperature < np.inf:
+    if temperature is not None and not 0 < temperature < np.inf:
         raise InputError(f"`temperature` must be positive, in K, got {temperature}; give the target of the thermostat")
-    if not 0 < degrees_of_freedom <= 3 * n_atoms:
+    if degrees_of_freedom is not None and not 0 < degrees_of_freedom <= 3 * n_atoms:
         raise InputError(
             f"`degrees_of_freedom` must be from 1 to 3N = {3 * n_atoms}, got {degrees_of_freedom}; give 3N, less 3 if "
             "the motion of the centre of mass is removed, less 6 if rotation is too"
@@ -95,19 +104,61 @@ def ensemble_verdicts(trajectory: Trajectory, temperature: float, degrees_of_fre
         if kinetic is not None:
             reason = f"not measured: {len(kinetic)} kinetic energies, {LEAST_ROWS} are needed"
         return [Verdict("temperature", None, "K", None, None, reason)]
+    counted = ""
+    if degrees_of_freedom is None:
+        degrees_of_freedom = moving_degrees_of_freedom(trajectory)
+        counted = f"; with {degrees_of_freedom} degrees of freedom, 3N"
+        if trajectory.momenta is not None:
+            counted += " less the common motions that are at rest"
     mean, error = mean_and_error(2.0 * kinetic / (degrees_of_freedom * units.KELVIN_TO_EV))
-    if trajectory.ensemble in (None, "nve"):
-        text = "mean; not judged, since no thermostat sets it"
+    bath = trajectory.ensemble not in (None, "nve")
+    if not bath or temperature is None:
+        text = "mean; not judged, since no thermostat sets it" if not bath else "mean; not judged"
         if trajectory.ensemble is None:
             text += ": taken as NVE, since the file does not say"
-        return [Verdict("temperature", mean, "K", None, None, text, error)]
+        verdicts = [Verdict("temperature", mean, "K", None, None, text + counted, error)]
+        if bath:
+            reason = f"not measured: nobody says the temperature of the {trajectory.ensemble} bath; give `temperature`"
+            verdicts.append(Verdict("temperature deviation", None, "K", None, None, reason))
+        return verdicts
     text = f"mean of {mean:.1f} K less the target of {temperature:g} K, at most {TEMPERATURE_TOLERANCE:.0%} of it"
     allowed = TEMPERATURE_TOLERANCE * temperature
     return [
-        _deviation("temperature deviation", mean - temperature, error, allowed, text),
+        _deviation("temperature deviation", mean - temperature, error, allowed, text + counted),
         _width_verdict(kinetic, temperature, degrees_of_freedom, n_atoms),
         _equipartition_verdict(trajectory, kinetic, temperature, degrees_of_freedom),
     ]
+
+
+def moving_degrees_of_freedom(trajectory: Trajectory) -> int:
+    """3N, as ASE counts, less the common motions that the momenta show to be at rest.
+
+    Those are the 3 of the centre of mass, which OpenMM leaves out with a `CMMotionRemover`, and without periodicity
+    the 3 of rotation (2 of a linear molecule). Without momenta, and for a single atom, it is 3N.
+    """
+    n_atoms, masses = len(trajectory.numbers), trajectory.masses
+    if trajectory.momenta is None or n_atoms == 1:
+        return 3 * n_atoms
+    chosen = np.linspace(0, len(trajectory) - 1, min(len(trajectory), _MOST_FRAMES)).astype(np.int64)
+    momenta, positions = trajectory.momenta[chosen], trajectory.positions[chosen]
+    still = AT_REST * float(np.einsum("tnk,tnk,n->t", momenta, momenta, 1.0 / masses).mean()) / (3 * n_atoms)
+    total = momenta.sum(axis=1)
+    if np.einsum("tk,tk->t", total, total).mean() / masses.sum() / 3 > still:
+        return 3 * n_atoms
+    if np.any(trajectory.pbc):
+        return 3 * n_atoms - 3
+    turns, inertia = _rotations(positions, masses)
+    angular = np.einsum("tnak,tnk->ta", turns, momenta)
+    rank = int(np.linalg.matrix_rank(inertia, rtol=_LINEAR, hermitian=True).max())
+    rotational = np.einsum("ta,tab,tb->t", angular, np.linalg.pinv(inertia, rcond=_LINEAR, hermitian=True), angular)
+    return 3 * n_atoms - 3 - (rank if rotational.mean() / rank <= still else 0)
+
+
+def _rotations(positions: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a turn about each axis does to each atom, (T, N, 3, 3), and the tensors of inertia (T, 3, 3)."""
+    arms = positions - (np.einsum("n,tnk->tk", masses, positions) / masses.sum())[:, None]
+    turns = np.cross(np.eye(3), arms[:, :, None])  # the rows of X^T: e_a x r
+    return turns, np.einsum("n,tnak,tnbk->tab", masses, turns, turns)
 
 
 def kinetic_energies(trajectory: Trajectory) -> np.ndarray | None:
@@ -207,9 +258,7 @@ def free_velocities(positions: np.ndarray, momenta: np.ndarray, masses: np.ndarr
         return None
     covariance = np.multiply.outer(1.0 - masses / masses.sum(), np.eye(3))  # (N, 3, 3)
     if removed == 6:
-        arms = positions - (np.einsum("n,tnk->tk", masses, positions) / masses.sum())[:, None]
-        turns = np.cross(np.eye(3), arms[:, :, None])  # (T, N, 3, 3), the rows of X^T: e_a x r
-        inertia = np.einsum("n,tnak,tnbk->tab", masses, turns, turns)
+        turns, inertia = _rotations(positions, masses)
         if np.linalg.cond(inertia).max() > 1e6:
             return None  # linear
         rotation = np.einsum("n,tnak,tab,tnbl->tnkl", masses, turns, np.linalg.inv(inertia), turns, optimize=True)

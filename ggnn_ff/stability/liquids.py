@@ -1,6 +1,6 @@
 """Structure and motion of liquids: radial distribution functions and diffusion coefficients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -23,6 +23,17 @@ few enough that each is long."""
 LEAST_BLOCK: int = 20
 """Frames of such a part below which there is no line to fit. Chosen here."""
 
+COLLAPSE_THRESHOLD: float = 3.0
+"""angstrom: integral of |g - g_reference| over r from which on water counts as collapsed in arXiv 2210.07237, for any
+pair of elements. For the solid electrolyte there it is 1, on one g(r) of all atoms."""
+
+COLLAPSE_DISTANCE: float = 6.0
+"""angstrom, where that integral ends, as in arXiv 2210.07237, or at half of the smallest height of the cell."""
+
+COLLAPSE_FRAMES: int = 10
+"""Frames in a window, 0.1 ps from one to the next, as in arXiv 2210.07237, or as far apart as those of the file are."""
+
+_WINDOW_STEP_FS = 100.0
 _CM2_PER_S = 0.1  # 1 angstrom^2/fs = 1e-16 cm^2 / 1e-15 s
 
 
@@ -133,6 +144,70 @@ def radial_distribution_verdicts(trajectory: Trajectory, reference: Trajectory) 
             reason = "not measured: only one of the two trajectories has this pair of elements"
             verdicts.append(Verdict(f"{pair} {name}", None, "angstrom", None, None, reason))
     return verdicts
+
+
+def collapse_verdict(trajectory: Trajectory, reference: Trajectory) -> Verdict:
+    """Whether a liquid keeps its radial distribution functions, the criterion of arXiv 2210.07237 for water.
+
+    The trajectory is cut into windows of `COLLAPSE_FRAMES` frames. The error of a window is the integral of
+    |g - g_reference| over r, the largest over pairs of elements; g_reference is the mean over the reference, which has
+    the same atoms. The time to collapse is the start of the first window whose error exceeds `COLLAPSE_THRESHOLD`.
+    Where windows of the reference itself do, as those of few atoms in a large box, there is no verdict.
+    """
+    name, unit = "liquid structure", "angstrom"
+    reason = None
+    if not (np.all(trajectory.pbc) and np.all(reference.pbc)):
+        reason = "not applicable: both trajectories must be periodic in three directions"
+    elif len(trajectory.numbers) < 2:
+        reason = "not applicable: a single atom"
+    elif trajectory.times_fs is None:
+        reason = "not measured: the file has no times; give the time between frames in fs"
+    else:
+        starts, windows = _windows(trajectory)
+        _, own = _windows(reference)
+        if not windows or len(own) < 2:
+            reason = f"not measured: {COLLAPSE_FRAMES} frames 0.1 ps apart are needed, and twice as many of a reference"
+    if reason is not None or trajectory.times_fs is None:
+        return Verdict(name, None, unit, COLLAPSE_THRESHOLD, None, reason or "not measured")
+    expected = radial_distributions(reference)
+    noise = max(max(_window_errors(window, expected).values()) for window in own)
+    errors = [_window_errors(window, expected) for window in windows]
+    largest = np.array([max(one.values()) for one in errors])
+    collapsed = largest > COLLAPSE_THRESHOLD
+    window = int(collapsed.argmax()) if collapsed.any() else int(largest.argmax())
+    pair, times = max(errors[window], key=lambda one: errors[window][one]), trajectory.times_fs - trajectory.times_fs[0]
+    when = f"{times[starts[window]] / 1000.0:.4g} ps"
+    text = f"largest at {when}, of {pair}" if not collapsed.any() else f"time to collapse {when}, {pair} is the first"
+    text += (
+        f"; integral of |g - g_reference| in windows of {COLLAPSE_FRAMES} frames; the threshold is that of water in "
+        f"arXiv 2210.07237; windows of the reference reach {noise:.2g}"
+    )
+    passed: bool | None = not collapsed.any()
+    if noise > COLLAPSE_THRESHOLD:
+        passed, text = None, f"{text}; not judged, since that is above the threshold: more atoms are needed"
+    return Verdict(name, float(largest.max()), unit, COLLAPSE_THRESHOLD, passed, text)
+
+
+def _windows(trajectory: Trajectory) -> tuple[np.ndarray, list[Trajectory]]:
+    """First frames (W,) of windows that follow each other, and their frames."""
+    step = 1
+    if trajectory.times_fs is not None and len(trajectory) > 1:
+        interval = float(np.diff(trajectory.times_fs).mean())
+        step = max(1, int(_WINDOW_STEP_FS / interval * (1 + 1e-6)))
+    length = COLLAPSE_FRAMES * step
+    starts = np.arange(0, len(trajectory) - length + 1, length)
+    parts = [slice(start, start + length, step) for start in starts]
+    return starts, [replace(trajectory, positions=trajectory.positions[p], cell=trajectory.cell[p]) for p in parts]
+
+
+def _window_errors(window: Trajectory, expected: RadialDistributions) -> dict[str, float]:
+    """Integral of |g - g_expected| of each pair of elements, angstrom."""
+    found = radial_distributions(window)
+    n_bins = min(len(found.distances), len(expected.distances), round(COLLAPSE_DISTANCE / BIN_WIDTH))
+    return {
+        pair: distribution_error(g[:n_bins], expected.functions[pair][:n_bins], n_bins * BIN_WIDTH)
+        for pair, g in found.functions.items()
+    }
 
 
 def unwrap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.stability.consistency import length_verdict, velocity_verdict
 from ggnn_ff.stability.dihedrals import dihedral_distributions, dihedral_verdict
 from ggnn_ff.stability.ensemble import ensemble_verdicts
-from ggnn_ff.stability.liquids import diffusion, diffusion_verdicts, radial_distribution_verdicts
+from ggnn_ff.stability.liquids import collapse_verdict, diffusion, diffusion_verdicts, radial_distribution_verdicts
 from ggnn_ff.stability.structure import (
     BondDeviations,
     bond_deviations,
@@ -109,6 +109,7 @@ def check_trajectory(
     topology: str | Path | None = None,
     frame_interval_fs: float | None = None,
     ensemble: str | None = None,
+    temperature: float | None = None,
     drift_threshold: float = DRIFT_THRESHOLD,
 ) -> Report:
     """Checks a trajectory file or a run folder; see `check`.
@@ -119,6 +120,7 @@ def check_trajectory(
         topology: as for `read_trajectory`; used for the reference too.
         frame_interval_fs: time between frames of `path`, fs, if the file does not have it.
         ensemble: one of `ENSEMBLES`, for files that do not say.
+        temperature: of the bath, K, for files that do not say.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
     Raises:
@@ -126,7 +128,9 @@ def check_trajectory(
     """
     trajectory = read_trajectory(path, topology, frame_interval_fs=frame_interval_fs)
     expected = None if reference is None else read_trajectory(reference, topology)
-    return check(trajectory, reference=expected, ensemble=ensemble, drift_threshold=drift_threshold)
+    return check(
+        trajectory, reference=expected, ensemble=ensemble, temperature=temperature, drift_threshold=drift_threshold
+    )
 
 
 def check(
@@ -134,6 +138,7 @@ def check(
     *,
     reference: Trajectory | None = None,
     ensemble: str | None = None,
+    temperature: float | None = None,
     drift_threshold: float = DRIFT_THRESHOLD,
 ) -> Report:
     """Every check that the data of a trajectory allow.
@@ -144,17 +149,19 @@ def check(
             bond lengths. Its atoms may be numbered otherwise; they are told by elements and bonds.
         ensemble: one of `ENSEMBLES`, for trajectories that do not say. If neither says, the conservation
             laws are judged as for NVE.
+        temperature: of the bath, K, for trajectories that do not say; needs an ensemble that has one.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
     Raises:
-        InputError: if the reference has other atoms, `ensemble` contradicts the trajectory or is unknown, or
-            `drift_threshold` is not positive.
+        InputError: if the reference has other atoms, `ensemble` or `temperature` contradicts the trajectory or is
+            unknown, or a number is not positive.
     """
     if not 0 < drift_threshold < np.inf:
         raise InputError(f"`drift_threshold` must be positive, in meV/atom/ps, got {drift_threshold}")
     if reference is not None:
         reference = _renumbered(reference, trajectory)
     trajectory = replace(trajectory, ensemble=_ensemble(trajectory, ensemble))
+    trajectory = replace(trajectory, temperature=_temperature(trajectory, temperature))
     bonds = bond_deviations(
         trajectory.numbers,
         trajectory.positions,
@@ -174,8 +181,7 @@ def check(
         bond_verdict(trajectory, bonds, reference is not None),
         *topology_verdicts(trajectory),
     ]
-    if trajectory.temperature is not None and trajectory.degrees_of_freedom is not None:
-        verdicts += ensemble_verdicts(trajectory, trajectory.temperature, trajectory.degrees_of_freedom)
+    verdicts += ensemble_verdicts(trajectory, trajectory.temperature, trajectory.degrees_of_freedom)
     if trajectory.pbc.all():
         verdicts += diffusion_verdicts(diffusion(trajectory))
     if reference is not None:
@@ -217,7 +223,7 @@ def _against_reference(trajectory: Trajectory, reference: Trajectory) -> list[Ve
     verdicts = [dihedral_verdict(dihedral_distributions(trajectory, reference))]
     verdicts.append(density_of_states_verdict(trajectory, reference))
     if trajectory.pbc.all():
-        verdicts += radial_distribution_verdicts(trajectory, reference)
+        verdicts += [collapse_verdict(trajectory, reference), *radial_distribution_verdicts(trajectory, reference)]
     return verdicts
 
 
@@ -230,6 +236,21 @@ def _ensemble(trajectory: Trajectory, given: str | None) -> str | None:
             f"got {given!r}; leave it out"
         )
     return given or trajectory.ensemble
+
+
+def _temperature(trajectory: Trajectory, given: float | None) -> float | None:
+    if given is not None and trajectory.ensemble in (None, "nve"):
+        baths = " or ".join(name for name in ENSEMBLES if name != "nve")
+        raise InputError(
+            f"`temperature` must be that of a bath, but {trajectory.source} is taken as NVE; give `ensemble` too: "
+            f"{baths}"
+        )
+    if given is not None and trajectory.temperature not in (None, given):
+        raise InputError(
+            f"`temperature` must agree with {trajectory.source}, which was run at {trajectory.temperature:g} K, got "
+            f"{given:g} K; leave it out"
+        )
+    return trajectory.temperature if given is None else given
 
 
 def _distribution(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray, int]:

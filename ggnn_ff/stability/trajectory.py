@@ -1,4 +1,4 @@
-"""Reading a trajectory: a run folder of ggnn-ff, whatever ASE reads, or DCD, XTC and HDF5 through mdtraj."""
+"""Reading a trajectory: a run folder of ggnn-ff or OpenMM, whatever ASE reads, or DCD, XTC and HDF5 through mdtraj."""
 
 import io
 import json
@@ -13,16 +13,16 @@ from ase import Atoms
 
 from ggnn_ff.dynamics.layout import COMPLETE, ENERGY_COLUMNS, STOPPED
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.blocks import Rows, chunks
+from ggnn_ff.stability.blocks import Rows, chunks, read_rows
 from ggnn_ff.stability.extxyz import read_uniform
 from ggnn_ff.stability.frames import Energies, Trajectory
 from ggnn_ff.stability.mdtraj_files import MDTRAJ_SUFFIXES, read_mdtraj
+from ggnn_ff.stability.openmm_files import read_openmm_folder
 
 __all__ = ["Energies", "Trajectory", "read_trajectory"]
 
 XYZ_SUFFIXES = (".xyz", ".extxyz")
 
-_BLOCK_CHARACTERS = 16_000_000  # read at once
 _CUT = "{} ends in a half-written frame, which was ignored"
 
 
@@ -32,10 +32,11 @@ def read_trajectory(
     """Reads a trajectory with everything that it says about energies, momenta and time.
 
     Args:
-        path: a run folder (`run.json`, `trajectory.xyz`, `energies.csv`), any file ASE reads, or a DCD, XTC,
-            TRR, NetCDF or HDF5 file through mdtraj.
+        path: a run folder (`run.json`, `trajectory.xyz`, `energies.csv`), a folder of OpenMM's (see
+            `read_openmm_folder`), any file ASE reads, or a DCD, XTC, TRR, NetCDF or HDF5 file through mdtraj.
         topology: file that names the atoms of a DCD, XTC, TRR or NetCDF file: PDB, or any file ASE reads.
-        frame_interval_fs: time between frames, fs, for files without times; it replaces those of the file.
+        frame_interval_fs: time between frames, fs, for files without times; it replaces those of the file. The
+            energies of an OpenMM folder keep theirs.
 
     Returns:
         The trajectory. The half-written end of a killed run is left out, with a note.
@@ -50,10 +51,12 @@ def read_trajectory(
         raise InputError(f"`path` must be a trajectory file or a run folder, but {path} does not exist")
     if frame_interval_fs is not None and not (0 < frame_interval_fs < np.inf):
         raise InputError(f"`frame_interval_fs` must be a positive number of fs, got {frame_interval_fs}")
-    if path.is_dir() and frame_interval_fs is not None:
+    if (path / "run.json").is_file() and frame_interval_fs is not None:
         raise InputError("`frame_interval_fs` must not be given for a run folder, whose files have the times")
-    if path.is_dir():
+    if (path / "run.json").is_file():
         trajectory = _read_run_folder(path)
+    elif path.is_dir():
+        trajectory = read_openmm_folder(path, None if topology is None else Path(topology))
     elif path.stat().st_size == 0:
         raise InputError(f"{path} is empty; give a trajectory with at least one frame")
     elif path.suffix.lower() in MDTRAJ_SUFFIXES:
@@ -63,7 +66,7 @@ def read_trajectory(
     else:
         trajectory = _read_with_ase(path)
     if frame_interval_fs is not None:
-        trajectory = _with_frame_interval(trajectory, frame_interval_fs)
+        trajectory = _with_frame_interval(trajectory, frame_interval_fs, path.is_dir())
     _require_sound(trajectory)
     return trajectory
 
@@ -111,25 +114,11 @@ def _read_run_folder(folder: Path) -> Trajectory:
 
 def _read_energies(path: Path) -> tuple[Energies, tuple[str, ...]]:
     """The rows of an `energies.csv`, without a last line that was cut while it was written."""
-    width = len(ENERGY_COLUMNS)
-    rows, tail = Rows(width), ""
     with open(path, encoding="utf8", errors="replace") as file:  # what is no text is no number either
         if file.readline().strip().split(",") != ENERGY_COLUMNS:
             raise InputError(f"{path} must start with the header {','.join(ENERGY_COLUMNS)}")
-        while lines := file.readlines(_BLOCK_CHARACTERS):
-            if not lines[-1].endswith("\n"):
-                tail = lines.pop()
-            try:
-                found = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, width))
-            except ValueError as error:
-                raise InputError(f"{path} must have {width} numbers in each row: {error}") from None
-            if found.shape[1] != width:
-                raise InputError(f"{path} must have {width} numbers in each row, got {found.shape[1]}")
-            rows.extend(found)
-    if rows.length == 0:
-        raise InputError(f"{path} has no whole row of energies yet; run longer")
-    notes = (f"{path.name} ends in a half-written line, which was ignored",) if tail else ()
-    times, potential, kinetic = (column.copy() for column in rows.array()[:, 1:4].T)
+        rows, notes = read_rows(file, path, ",", range(len(ENERGY_COLUMNS)))
+    times, potential, kinetic = (column.copy() for column in rows[:, 1:4].T)
     return Energies(times_fs=times, potential=potential, kinetic=kinetic), notes
 
 
@@ -233,11 +222,11 @@ def _from_frames(frames: Iterator[Atoms], path: Path) -> Trajectory:
     )
 
 
-def _with_frame_interval(trajectory: Trajectory, frame_interval_fs: float) -> Trajectory:
-    """The same frames, and the energies that were read with them, at 0, 1, 2, ... times the interval."""
+def _with_frame_interval(trajectory: Trajectory, frame_interval_fs: float, own_energies: bool) -> Trajectory:
+    """The same frames, and the energies unless they have times of their own, at 0, 1, 2, ... times the interval."""
     times = np.arange(len(trajectory)) * frame_interval_fs
     energies = trajectory.energies
-    if energies is not None:
+    if energies is not None and not own_energies:
         energies = replace(energies, times_fs=times)
     return replace(trajectory, times_fs=times, energies=energies)
 
