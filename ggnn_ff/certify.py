@@ -40,7 +40,7 @@ from ggnn_ff.stability.integrator import (
 )
 from ggnn_ff.stability.plots import check_panels, new_figure
 from ggnn_ff.stability.report import Report, check, check_trajectory
-from ggnn_ff.stability.symmetry import symmetry_verdicts
+from ggnn_ff.stability.symmetry import history_verdicts, symmetry_verdicts
 from ggnn_ff.stability.topology import collapse_times, collapse_verdict
 from ggnn_ff.stability.trajectory import read_trajectory
 from ggnn_ff.stability.verdict import Verdict
@@ -74,18 +74,21 @@ class Subject:
     Attributes:
         name: for people.
         exact: its calculator in float64, for what is measured on single structures.
+        fresh: another one like `exact`.
         used: what a user runs dynamics with: a potential, or a calculator.
     """
 
     name: str
     exact: Calculator
+    fresh: Calculator
     used: LoadedPotential | Calculator
 
 
 def potential_subject(name_or_path: str | Path) -> Subject:
     """A potential, under the name that it is given by; takes and raises what `load_potential` does."""
     in_float64 = load_potential(name_or_path, dtype="float64")
-    return Subject(str(name_or_path), GGNNCalculator(in_float64, compile=False), load_potential(name_or_path))
+    exact, fresh = (GGNNCalculator(in_float64, compile=False) for _ in range(2))
+    return Subject(str(name_or_path), exact, fresh, load_potential(name_or_path))
 
 
 def calculator_subject(name: str) -> Subject:
@@ -99,7 +102,7 @@ def calculator_subject(name: str) -> Subject:
     name = "gfn2-xtb" if name == "xtb" else name
     kind, _, path = name.partition(":")
     if name in ENGINES:
-        return Subject(ENGINES[name], engine_calculator(name), engine_calculator(name))
+        return Subject(ENGINES[name], *(engine_calculator(name) for _ in range(3)))
     if kind != "mace" or not path:
         raise InputError(f"`calculator` must be {', '.join(ENGINES)} or mace:FILE, got {name!r}")
     if not Path(path).is_file():
@@ -108,10 +111,10 @@ def calculator_subject(name: str) -> Subject:
         from mace.calculators import MACECalculator
     except ImportError as error:
         raise InputError(f"`calculator` mace needs mace-torch, which cannot be imported ({error})") from error
-    calculator = MACECalculator(model_paths=path, device="cpu", default_dtype="float64")
+    calculator, fresh = (MACECalculator(model_paths=path, device="cpu", default_dtype="float64") for _ in range(2))
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     calculator.parameters["model_sha256"] = digest  # parameters tell runs with one calculator from those with another
-    return Subject(f"mace-torch {path}", calculator, calculator)
+    return Subject(f"mace-torch {path}", calculator, fresh, calculator)
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,10 @@ def certify(
     exact.calc = subject.exact
     sections: dict[str, list[Verdict]] = {}
     say("symmetry")
-    sections["symmetry"] = _evaluated(symmetry_verdicts, [exact])
+    sections["symmetry"] = [
+        *_evaluated(symmetry_verdicts, [exact]),
+        *_evaluated(history_verdicts, exact, subject.fresh),
+    ]
     say("forces as a gradient")
     measures: list[Measure] = [
         gradient_verdict,

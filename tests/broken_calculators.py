@@ -108,12 +108,33 @@ class Unconverged(Morse):
 
 
 class Curl(Morse):
-    """A swirl about the x axis, without net force: no energy has these forces."""
+    """A swirl about the x axis, without net force: no energy has these forces, and they do not turn along."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         arms = atoms.positions - atoms.positions.mean(axis=0)
         self.results["forces"] += 0.02 * np.cross([1.0, 0.0, 0.0], arms)
+
+
+class DirectForces(Morse):
+    """A force head of its own, of molecules: nothing is wrong with it but that it is no gradient."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] += 0.1 * direct_forces(atoms.positions)
+
+
+def direct_forces(positions):
+    """(N, 3) F_i = sum_j (n_i + n_j) f(r_ij) r_ij, n_i = sum_j sin(4 r_ij) f(r_ij), with f that fades to 4 angstrom.
+
+    Pairs pull along their line, so that both momenta are kept, by how far the neighbours of both are: forces that turn
+    with the structure, but of no energy.
+    """
+    vectors = positions[None] - positions[:, None]
+    lengths = np.linalg.norm(vectors, axis=2)
+    near = np.clip(1.0 - (lengths / 4.0) ** 2, 0.0, None) ** 4
+    features = np.sum(near * np.sin(4.0 * lengths), axis=1)
+    return np.sum(((features[:, None] + features) * near)[..., None] * vectors, axis=1)
 
 
 class ScaledForces(Morse):

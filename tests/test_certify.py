@@ -9,7 +9,7 @@ import pytest
 from ase.calculators.calculator import CalculationFailed, all_changes
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
-from broken_calculators import Curl, Indexed, Morse, cluster
+from broken_calculators import DirectForces, Indexed, Morse, NeverRebuilt, cluster
 from scipy.spatial.distance import pdist
 from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
@@ -28,7 +28,7 @@ SHORT = Protocol(
 
 
 def subject(kind):
-    return Subject(kind.__name__, kind(), kind())
+    return Subject(kind.__name__, kind(), kind(), kind())
 
 
 def failed(certificate):
@@ -40,11 +40,14 @@ def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_p
     assert right.passed, failed(right)
     sections = {"symmetry", "gradient", "vibrations", "integrator", "constant energy", "stability"}
     assert set(right.sections) == sections
-    curl = certify(subject(Curl), cluster(), tmp_path / "curl", SHORT)
-    assert {"forces against energy differences", "work around closed loops"} <= failed(curl)
-    assert not failed(curl) & {"rotation: energy", "time reversibility"}
+    direct = certify(subject(DirectForces), cluster(), tmp_path / "direct", SHORT)
+    assert {"forces against energy differences", "work around closed loops"} <= failed(direct)
+    assert not failed(direct) & ({"time reversibility"} | {verdict.name for verdict in direct.sections["symmetry"]})
     numbered = certify(subject(Indexed), cluster(), tmp_path / "numbered", SHORT)
     assert any(name.startswith("permutation") for name in failed(numbered))
+    stale = certify(subject(NeverRebuilt), cluster(), tmp_path / "stale", SHORT)
+    assert {"history: energy", "history: forces"} <= failed(stale)
+    assert not {"history: energy", "history: forces"} & (failed(direct) | failed(numbered))
 
 
 class TornBeyond(Morse):

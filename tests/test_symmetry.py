@@ -21,7 +21,7 @@ from broken_calculators import (
 )
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.symmetry import OPERATIONS, symmetry_verdicts
+from ggnn_ff.stability.symmetry import OPERATIONS, history_verdicts, symmetry_verdicts
 
 
 def verdicts_of(atoms, calculator, n_trials=2):
@@ -81,6 +81,33 @@ def test_neighbours_of_the_first_call_are_caught_by_permutation():
     assert "permutation of like atoms" in failed(verdicts_of(cluster(), SeldomRebuilt(3.6), n_trials=4))
 
 
+def histories_of(atoms, make):
+    atoms.calc = make()
+    return {verdict.name: verdict for verdict in history_verdicts(atoms, make())}
+
+
+@pytest.mark.parametrize("make", [cluster, crystal])
+def test_what_was_asked_before_changes_no_right_potential(make):
+    for calculator in (Morse, Float32, Indexed):
+        assert all(verdict.passed and verdict.value == 0.0 for verdict in histories_of(make(), calculator).values())
+    noisy = histories_of(make(), Unconverged)
+    assert failed(noisy) == set()
+    assert noisy["history: forces"].passed
+
+
+@pytest.mark.parametrize("calculator", [NeverRebuilt, SeldomRebuilt])
+@pytest.mark.parametrize("make", [cluster, crystal])
+def test_neighbours_of_an_earlier_structure_are_caught_by_what_was_asked_before(make, calculator):
+    verdicts = histories_of(make(), lambda: calculator(3.6))
+    assert [verdict.passed for verdict in verdicts.values()] == [False, False]
+    assert min(verdict.value for verdict in verdicts.values()) > 0.1
+
+
+def test_history_does_not_ask_for_forces_where_there_are_none():
+    alone = Atoms("Li", positions=np.zeros((1, 3)))
+    assert all(verdict.passed is None and verdict.value is None for verdict in histories_of(alone, Morse).values())
+
+
 def test_lattice_translation_is_caught_when_images_are_forgotten():
     class Unwrapped(Morse):
         """Sees only images next to the place where an atom happens to be written."""
@@ -129,3 +156,5 @@ def test_wrong_input_is_refused():
         symmetry_verdicts([])
     with pytest.raises(InputError, match="`atoms` must carry a calculator"):
         symmetry_verdicts([cluster()])
+    with pytest.raises(InputError, match="`atoms` must carry a calculator"):
+        history_verdicts(cluster(), Morse())

@@ -30,7 +30,8 @@ a force that is no gradient 2."""
 
 REVERSIBILITY_THRESHOLD: float = 1e-3
 """Distance from the start over that of the turning point. Chosen here: in 100 fs noise of 1e-5 of the forces comes to
-about 1e-5, a self-consistent field that starts from its last solution to 1e-4, a stale neighbour list to far more."""
+about 1e-5, a self-consistent field that starts from its last solution to 1e-4, a neighbour list that is renewed too
+seldom to far more."""
 
 _BLOCKS = 8  # of the jackknife
 _ROUNDINGS = 10.0  # of float64; a fluctuation below says nothing
@@ -243,8 +244,9 @@ def reversibility_verdict(
     """Velocity Verlet forward, momenta turned round, and as many steps back: the end must be the start.
 
     It holds for any force that is a function of the positions alone, gradient or not (Hairer, Lubich and Wanner, Acta
-    Numerica 12, 399, 2003). It fails for one that depends on what came before, such as by a stale neighbour list, on
-    chance, or on velocities.
+    Numerica 12, 399, 2003). It fails for one that depends on what came before, such as by a neighbour list that is
+    renewed too seldom, on chance, or on velocities. One that is never renewed is a function of the positions: see
+    `symmetry.history_verdicts`.
 
     Args:
         atoms: with its calculator; momenta are drawn anew.
