@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import ase.io
@@ -611,6 +612,15 @@ def test_figure_shows_the_digits_that_its_error_leaves():
     assert Verdict("", 1234.5, "", None, None, "", error=321.0).text == "1234 ± 321"
     assert Verdict("", 1.23456e-9, "", None, None, "").text == "1.23e-09"
     assert Verdict("", None, "", None, None, "").text == "-"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_figure_that_is_not_finite_fails_and_can_be_written(value):
+    found = Verdict("", value, "", 1.0, True, "over kT", error=value)
+    assert (found.value, found.error, found.passed) == (None, None, False)
+    assert found.explanation == "not finite: over kT"
+    assert json.loads(json.dumps(asdict(found), allow_nan=False))["value"] is None
+    assert Verdict("", 0.5, "", 1.0, None, "", error=value).error is None
 
 
 def test_plots_are_written(frames, run, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
+from ase.md.verlet import VelocityVerlet
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.frames import Trajectory
@@ -17,6 +18,7 @@ from ggnn_ff.stability.vibrations import (
     density_of_states_verdict,
     frequency_verdicts,
     harmonic_frequencies,
+    internal_momenta,
 )
 
 
@@ -125,19 +127,37 @@ def test_saddle_is_named_by_its_imaginary_frequency():
     assert f"{-found.frequencies[0]:.0f}i" in verdicts["imaginary frequencies"].explanation
 
 
-@pytest.mark.parametrize(("pull", "problem"), [(1.0, "no minimum"), (np.nan, "infinite or NaN")])
-def test_without_a_minimum_nothing_is_measured(pull, problem):
+@pytest.mark.parametrize(
+    ("pull", "problem", "passed"),
+    [(1.0, "no minimum", None), (np.nan, "infinite or NaN", False), (np.inf, "infinite or NaN", False)],
+)
+def test_without_a_minimum_nothing_is_measured_and_forces_that_are_not_finite_fail(pull, problem, passed):
     water = molecule("H2O")
     lost, reference = (
         harmonic_frequencies(water, springs(water, pull=pull)),
         harmonic_frequencies(water, springs(water)),
     )
     for verdict in frequency_verdicts(lost, reference):
-        assert (verdict.value, verdict.passed) == (None, None)
+        assert (verdict.value, verdict.passed) == (None, passed)
         assert problem in verdict.explanation
     verdicts = named(reference, lost)
     assert verdicts["imaginary frequencies"].passed is True
     assert "for the reference" in verdicts["mean frequency deviation"].explanation
+
+
+class BrokenNextToTheMinimum(Springs):
+    """Infinite forces as soon as an atom is displaced from the rest lengths."""
+
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        if self.results["energy"] > 1e-6:
+            self.results["forces"] = np.full_like(self.results["forces"], np.inf)
+
+
+def test_forces_that_become_infinite_next_to_the_minimum_fail():
+    water = molecule("H2O")
+    found = harmonic_frequencies(water, BrokenNextToTheMinimum(water.get_all_distances()))
+    assert [verdict.passed for verdict in frequency_verdicts(found, None)] == [False]
 
 
 def test_noise_is_not_an_imaginary_frequency():
@@ -196,10 +216,22 @@ def test_steady_motion_is_at_the_wavenumber_zero():
     assert density[wavenumbers < 100].sum() / density.sum() == pytest.approx(still / (still + 1), abs=0.01)
 
 
+def balanced(*waves, **options):
+    """As `oscillation`, with a second pair of atoms that moves the other way, so that the whole stays where it is."""
+    frames = oscillation(*waves, **options)
+    return replace(
+        frames,
+        numbers=np.tile(frames.numbers, 2),
+        masses=np.tile(frames.masses, 2),
+        positions=np.tile(frames.positions, (1, 2, 1)),
+        momenta=np.concatenate([frames.momenta, -frames.momenta], axis=1),
+    )
+
+
 def test_spectra_that_differ_are_told_apart():
-    reference = oscillation((3000.0, 1.0), (1500.0, 1.0))
-    assert density_of_states_verdict(oscillation((3000.0, 1.0), (1500.0, 1.0), phase=2.0), reference).value < 0.01
-    assert density_of_states_verdict(oscillation((3200.0, 1.0), (1500.0, 1.0)), reference).value == pytest.approx(
+    reference = balanced((3000.0, 1.0), (1500.0, 1.0))
+    assert density_of_states_verdict(balanced((3000.0, 1.0), (1500.0, 1.0), phase=2.0), reference).value < 0.01
+    assert density_of_states_verdict(balanced((3200.0, 1.0), (1500.0, 1.0)), reference).value == pytest.approx(
         0.5, abs=0.02
     )
     half = replace(
@@ -207,6 +239,51 @@ def test_spectra_that_differ_are_told_apart():
     )
     assert density_of_states_verdict(half, reference).value < 0.05
     assert "above 4170 1/cm are folded" in density_of_states_verdict(half, reference).explanation
+
+
+def spring_molecule(symbol, flight=0.0, spin=0.0):
+    """A molecule held by springs that vibrates, flies (angstrom/fs) and spins about x (1/fs)."""
+    atoms = molecule(symbol)
+    atoms.calc = springs(atoms)
+    atoms.positions *= 1.03
+    arms = atoms.positions - atoms.get_center_of_mass()
+    atoms.set_velocities((np.array([flight, 0.0, 0.0]) + np.cross([spin, 0.0, 0.0], arms)) / units.fs)
+    dynamics, positions, momenta = VelocityVerlet(atoms, 0.5 * units.fs), [], []
+    for _ in range(600):
+        positions.append(atoms.positions.copy())
+        momenta.append(atoms.get_momenta())
+        dynamics.run(1)
+    return Trajectory(
+        source=f"{symbol} at {flight} angstrom/fs, {spin}/fs",
+        numbers=atoms.numbers,
+        masses=atoms.get_masses(),
+        positions=np.array(positions),
+        cell=np.zeros((600, 3, 3)),
+        pbc=np.zeros(3, dtype=bool),
+        times_fs=0.5 * np.arange(600),
+        momenta=np.array(momenta),
+    )
+
+
+@pytest.mark.parametrize("symbol", ["H2O", "CO2"])
+def test_flight_and_rotation_of_the_whole_are_no_vibrations(symbol):
+    still = spring_molecule(symbol)
+    assert np.linalg.norm(still.momenta.sum(axis=1), axis=1).max() < 1e-9
+    np.testing.assert_allclose(internal_momenta(still), still.momenta, atol=1e-9)
+    moving = spring_molecule(symbol, flight=0.02, spin=5e-4)
+    momenta = internal_momenta(moving)
+    np.testing.assert_allclose(momenta.sum(axis=1), 0.0, atol=1e-9)
+    arms = moving.positions - np.einsum("n,tnk->tk", moving.masses, moving.positions)[:, None] / moving.masses.sum()
+    np.testing.assert_allclose(np.cross(arms, momenta).sum(axis=1), 0.0, atol=1e-9)
+    assert density_of_states_verdict(moving, still).value < 0.01
+    raw, expected = (density_of_states(one.momenta, 1.0 / one.masses, 0.5)[1] for one in (moving, still))
+    assert 0.5 * np.abs(raw / raw.sum() - expected / expected.sum()).sum() > 0.3
+
+
+def test_flight_alone_has_no_spectrum():
+    frames = balanced((3000.0, 1.0))
+    flight = replace(frames, momenta=np.broadcast_to(frames.masses[:, None], frames.momenta.shape))
+    assert "does not vibrate" in density_of_states_verdict(flight, frames).explanation
 
 
 def test_spectrum_without_velocities_or_times_is_not_measured():

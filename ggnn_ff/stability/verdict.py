@@ -8,7 +8,7 @@ _SMALLEST_EXPONENT = -4  # of ten; smaller figures are written with it
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure and what it means.
+    """One figure and what it means. One that is infinite or NaN has failed, and becomes None: JSON has no word for it.
 
     Attributes:
         name: what was measured.
@@ -27,6 +27,15 @@ class Verdict:
     passed: bool | None
     explanation: str
     error: float | None = None
+
+    def __post_init__(self) -> None:
+        """Replaces what is not finite; `object.__setattr__`, since the rest of the program may not."""
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "value", None)
+            object.__setattr__(self, "passed", False)
+            object.__setattr__(self, "explanation", f"not finite: {self.explanation}")
+        if self.error is not None and (self.value is None or not math.isfinite(self.error)):
+            object.__setattr__(self, "error", None)
 
     @property
     def text(self) -> str:

@@ -13,6 +13,7 @@ from scipy.signal import welch
 from scipy.spatial.distance import pdist
 
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.blocks import Rows, chunks
 from ggnn_ff.stability.conservation import LEAST_ROWS
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.verdict import Verdict
@@ -40,6 +41,9 @@ could turn freely at 1 angstrom vibrate at up to sqrt(`LARGEST_FORCE` / (1 dalto
 RESOLUTION: float = 10.0
 """1/cm, between neighbouring points of a spectrum from velocities."""
 
+_LINEAR = 5e-3  # of moments of inertia, about the axis over across it: CO2 that bends has less, HNCO 0.012
+_STILL = 1e-6  # share of the momenta that files may round away
+_NOT_FINITE = "the forces became infinite or NaN on the way to a minimum or next to it"
 _WAVENUMBER = units._hbar * units.J * units.second / units.invcm  # of an angular frequency in ASE's unit, 1/cm
 _WAVENUMBER_OF_INVERSE_FS = 1e15 / (100.0 * units._c)  # of a frequency of 1/fs, 1/cm
 
@@ -52,12 +56,14 @@ class HarmonicFrequencies:
         frequencies: (M,) 1/cm, ascending, imaginary ones as negative numbers; without translations and, for molecules,
             rotations. Empty if no minimum was found.
         positions: (N, 3) angstrom, where the optimisation ended.
-        problem: why no minimum was found, or None.
+        problem: why there are none, or None.
+        finite: False if forces were infinite or NaN, which is then the problem.
     """
 
     frequencies: np.ndarray
     positions: np.ndarray
     problem: str | None = None
+    finite: bool = True
 
 
 def harmonic_frequencies(atoms: Atoms, calculator: BaseCalculator) -> HarmonicFrequencies:
@@ -75,12 +81,18 @@ def harmonic_frequencies(atoms: Atoms, calculator: BaseCalculator) -> HarmonicFr
     )
     problem = _optimise(minimum)
     if problem is not None:
-        return HarmonicFrequencies(np.empty(0), minimum.positions, problem)
+        return HarmonicFrequencies(np.empty(0), minimum.positions, problem, problem != _NOT_FINITE)
     positions = minimum.positions.copy()
-    with TemporaryDirectory() as folder:  # ASE keeps the forces of each displacement in a file
+    # ASE keeps the forces of each displacement in a file
+    with TemporaryDirectory() as folder, np.errstate(invalid="ignore"):
         vibrations = Vibrations(minimum, name=str(Path(folder) / "forces"), delta=DISPLACEMENT, nfree=4)
         vibrations.run()
-        hessian = vibrations.get_vibrations().get_hessian_2d()  # eV/angstrom^2
+        try:
+            hessian = vibrations.get_vibrations().get_hessian_2d()  # eV/angstrom^2
+        except np.linalg.LinAlgError:  # ASE diagonalises it as well
+            hessian = np.array(np.nan)
+    if not np.isfinite(hessian).all():
+        return HarmonicFrequencies(np.empty(0), positions, _NOT_FINITE, finite=False)
     roots = np.repeat(np.sqrt(minimum.get_masses()), 3)
     modes = _internal_motions(minimum)
     squares = np.linalg.eigvalsh(modes.T @ (hessian / np.multiply.outer(roots, roots)) @ modes)
@@ -92,7 +104,7 @@ def _optimise(atoms: Atoms) -> str | None:
     with BFGS(atoms, logfile=None) as optimizer:
         steps = optimizer.irun(fmax=LARGEST_FORCE, steps=OPTIMIZER_STEPS)
         if not all(np.isfinite(atoms.get_forces()).all() for _ in steps):
-            return "the forces became infinite or NaN on the way to a minimum"
+            return _NOT_FINITE
     if np.linalg.norm(atoms.get_forces(), axis=1).max() > LARGEST_FORCE:
         return f"no minimum was reached in {OPTIMIZER_STEPS} steps (forces below {LARGEST_FORCE:g} eV/angstrom)"
     return None
@@ -112,6 +124,8 @@ def _internal_motions(atoms: Atoms) -> np.ndarray:
 def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencies | None) -> list[Verdict]:
     """Imaginary frequencies, and deviations from those of a reference calculator, mode by mode in ascending order.
 
+    Forces of the potential that are not finite fail; without a minimum for another reason nothing is judged.
+
     Args:
         found: of the potential.
         reference: of the reference method, from the same start; None leaves the deviations out.
@@ -125,8 +139,9 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
     elif len(found.frequencies) == 0:
         reason = "not applicable: nothing vibrates"
     if reason is not None:
+        passed = None if found.finite else False
         return [
-            Verdict(name, None, "" if name == names[0] else "1/cm", threshold, None, reason)
+            Verdict(name, None, "" if name == names[0] else "1/cm", threshold, passed, reason)
             for name, threshold in zip(names, thresholds, strict=True)
         ]
     imaginary = found.frequencies[found.frequencies < -LARGEST_NOISE]
@@ -170,7 +185,7 @@ def density_of_states(
     are folded back into the spectrum.
 
     Args:
-        velocities: (T, N, 3), any unit.
+        velocities: (T, N, 3), any unit; flight and rotation of the whole count as vibrations of low wavenumbers.
         masses: (N,), dalton.
         interval_fs: time between frames, fs.
         resolution: 1/cm, between points, if the trajectory is long enough.
@@ -213,10 +228,41 @@ def density_of_states_verdict(trajectory: Trajectory, reference: Trajectory) -> 
     found, expected = (np.interp(grid, *spectrum, right=0.0) for spectrum in spectra)
     difference = 0.5 * np.abs(found / found.sum() - expected / expected.sum()).sum()
     text = (
-        f"from 0, equal, to 1, disjoint; points every {grid[1]:.1f} 1/cm; not judged. Vibrations above "
+        f"from 0, equal, to 1, disjoint; without flight and rotation of the whole; points every {grid[1]:.1f} 1/cm; "
+        "not judged. Vibrations above "
         f"{min(wavenumbers[-1] for wavenumbers, _ in spectra):.0f} 1/cm are folded back: write frames more often"
     )
     return Verdict(name, float(difference), "", None, None, text)
+
+
+def internal_momenta(trajectory: Trajectory) -> np.ndarray:
+    """Momenta without flight and, where nothing is periodic, rotation of the whole.
+
+    p_i - m_i (V + w x (r_i - R)), with the velocity V of the centre of mass R, and the angular velocity w = I^-1 L of
+    the angular momentum L and the tensor of inertia I about it (Goldstein, Classical Mechanics, chapter 5); linear
+    molecules do not rotate about their axis.
+
+    Args:
+        trajectory: with momenta.
+
+    Returns:
+        (T, N, 3), in ASE's unit.
+    """
+    assert trajectory.momenta is not None
+    masses, momenta = trajectory.masses, Rows(len(trajectory.masses), 3)
+    for part in chunks(len(trajectory), 9 * len(masses)):
+        found = trajectory.momenta[part]
+        found = found - masses[:, None] * (found.sum(axis=1) / masses.sum())[:, None]
+        if not trajectory.pbc.any():
+            positions = trajectory.positions[part]
+            arms = positions - (np.einsum("n,tnk->tk", masses, positions) / masses.sum())[:, None]
+            turns = np.cross(np.eye(3), arms[:, :, None])  # (t, N, 3, 3), the rows e_a x r
+            inertia = np.einsum("n,tnak,tnbk->tab", masses, turns, turns)
+            angular = np.cross(arms, found).sum(axis=1)
+            rotation = np.einsum("tab,tb->ta", np.linalg.pinv(inertia, rcond=_LINEAR, hermitian=True), angular)
+            found = found - masses[:, None] * np.einsum("ta,tnak->tnk", rotation, turns)
+        momenta.extend(found)
+    return momenta.array()
 
 
 def _spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
@@ -230,5 +276,8 @@ def _spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
     steps = np.diff(trajectory.times_fs)
     if not np.allclose(steps, steps[0], rtol=1e-3):
         return "has frames at uneven times"
-    inverse = 1.0 / trajectory.masses  # p^2 / m is m v^2, and the momenta need no copy
-    return density_of_states(trajectory.momenta, inverse, float(steps.mean()))
+    momenta = internal_momenta(trajectory)
+    if np.abs(momenta).max() <= _STILL * np.abs(trajectory.momenta).max():
+        return "moves as a whole and does not vibrate"
+    inverse = 1.0 / trajectory.masses  # p^2 / m is m v^2, and the momenta need no division
+    return density_of_states(momenta, inverse, float(steps.mean()))
