@@ -15,6 +15,7 @@ from killed import md_killed_at, run_to_death
 from spring_molecule import Springs, ethanol, set_temperature, springs
 
 from ggnn_ff.dynamics.engines import ASEEngine, OpenMMEngine
+from ggnn_ff.dynamics.guard import Guard
 from ggnn_ff.dynamics.run import UnstableDynamics, run_md
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
@@ -240,6 +241,36 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, trained_folder, p
     run(potential_in(host), killed, settings)
     assert written(killed) == written(whole)
     assert without_duration(killed) == without_duration(whole)
+
+
+def test_a_run_interrupted_between_two_rows_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
+    """With alarms on the way that only looks between rows see."""
+
+    def hot(guard, step, temperature):
+        return "it is hot" if step in (350, 600, 700) else None
+
+    monkeypatch.setattr(Guard, "_too_hot", hot)
+    settings = settings_for("springs", steps=1000, log_every=250, frame_every=500)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(Springs(), whole, settings)
+    assert energies(whole)["step"].tolist() == [0, 250, 500, 750, 1000]
+    assert record(whole)["alarms"]["temperature"]["looks"] == 3
+    checkpoint = RunFiles.checkpoint
+
+    def interrupted(files, step, engine, force=False):
+        checkpoint(files, step, engine, force=step == 600)
+        if step == 700:
+            raise KeyError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFiles, "checkpoint", interrupted)
+        with pytest.raises(KeyError, match="interrupted"):
+            run(Springs(), parts, settings)
+    with np.load(parts / "checkpoint.npz") as stored:
+        assert stored["progress"][0] == 600
+    run(Springs(), parts, settings)
+    assert written(parts) == written(whole)
+    assert without_duration(parts) == without_duration(whole)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
@@ -488,6 +519,24 @@ def test_a_broken_bond_stops_the_run(tmp_path):
     assert failed["largest bond deviation"].startswith("O2-H3 is the first to deviate")
     with pytest.raises(UnstableDynamics, match="the bond O2-H3"):  # and again
         run(Snapping(), tmp_path, settings, atoms)
+
+
+def test_a_broken_bond_stops_a_run_with_few_rows_as_soon(tmp_path):
+    atoms = ethanol()
+    momenta = np.zeros((9, 3))
+    momenta[3] = 0.02 * (atoms.positions[3] - atoms.positions[2])
+    atoms.set_momenta(momenta)
+    for name, every in (("often", 100), ("seldom", 1000)):
+        settings = settings_for("ase", temperature=None, steps=5000, log_every=every, frame_every=1000)
+        with pytest.raises(UnstableDynamics, match="the bond O2-H3"):
+            run(Snapping(), tmp_path / name, settings, atoms)
+    often, seldom = energies(tmp_path / "often"), energies(tmp_path / "seldom")
+    last = int(often["step"][-1])
+    assert 200 <= last < 1000
+    assert seldom["step"].tolist() == [0, last]
+    assert seldom[-1] == often[-1]
+    assert record(tmp_path / "seldom")["steps_done"] == last
+    assert ase.io.read(tmp_path / "seldom" / "last_good.xyz").info["step"] == last - 100
 
 
 @pytest.mark.parametrize("name", ["energy", "forces"])

@@ -377,6 +377,32 @@ def test_soft_alarms_are_told_once_and_counted(tmp_path, ordinary, capsys):
     assert guard.last_good.info["step"] == 590
 
 
+@pytest.mark.parametrize("kind", [kind for kind in STRANGE if kind != "bond"])
+def test_a_frame_of_an_alarm_is_not_the_last_good_one(tmp_path, ordinary, described, kind):
+    """Also where the run goes on; the next one in order is."""
+    guard = make_guard(tmp_path, described)
+    feed(guard, ordinary[:40])
+    assert guard.judge(400, guard.state(400, *STRANGE[kind][0](*ordinary[40]))) is None
+    assert guard.alarms[kind].looks == 1
+    assert guard.last_good.info["step"] == 390
+    newest = guard.state(410, *ordinary[41])
+    np.testing.assert_array_equal(newest.positions, ordinary[41][0])
+    np.testing.assert_array_equal(newest.get_masses(), ethanol().get_masses())
+    guard.write_last_good()
+    assert ase.io.read(tmp_path / "last_good.xyz").info["step"] == 390
+    feed(guard, ordinary[41:46], first=41)  # which are not compared with the training data
+    assert guard.last_good.info["step"] == (390 if kind in ("distance", "novelty") else 450)
+    feed(guard, ordinary[46:60], first=46)
+    assert guard.last_good.info["step"] == 590
+
+
+def test_without_a_good_frame_the_first_structure_is_kept(tmp_path, ordinary, described):
+    guard = make_guard(tmp_path, described)
+    guard.judge(0, guard.state(0, *bent(*ordinary[0])))
+    guard.write_last_good()
+    np.testing.assert_allclose(ase.io.read(tmp_path / "last_good.xyz").positions, ethanol().positions, atol=1e-7)
+
+
 def test_training_data_is_compared_every_hundred_steps(tmp_path, ordinary, described):
     guard = make_guard(tmp_path, described)
     looks = []
@@ -391,12 +417,17 @@ def test_a_guard_that_was_saved_goes_on_as_before(tmp_path, ordinary, described)
     whole = make_guard(tmp_path / "whole", described)
     feed(whole, given)
     assert {"energy", "novelty"} <= whole.alarms.keys()
-    for cut in (15, 42, 50):
+    for cut in (15, 42, 55):
         first, second = make_guard(tmp_path / "a", described), make_guard(tmp_path / "a", described)
         feed(first, given[:cut])
         second.restore(first.save())
+        assert second.last_good == first.last_good
+        assert second.last_good.info == first.last_good.info
+        assert second.last_good.get_potential_energy() == first.last_good.get_potential_energy()
+        assert (second.last_good.get_momenta() == first.last_good.get_momenta()).all()
         feed(second, given[cut:], first=cut)
         assert second.record() == whole.record()
+    assert first.last_good.info["step"] == 490  # it was cut after the alarm of step 500
 
 
 def test_another_answer_to_alarms_is_refused(tmp_path):
@@ -465,6 +496,20 @@ def test_alarms_stop_a_run_on_request(tmp_path):
     assert record(tmp_path)["steps_done"] == 200
     assert ase.io.read(tmp_path / "last_good.xyz").info["step"] == 195
     assert ase.io.read(tmp_path / "trajectory.xyz", -1).info["step"] == 200
+
+
+def test_the_last_good_frame_of_a_run_that_went_on_is_before_the_alarms(tmp_path, monkeypatch):
+    """Was interrupted among them, and then broke."""
+    monkeypatch.setattr(Guard, "_too_hot", lambda guard, step, temperature: "it is hot" if step >= 100 else None)
+    run(Changing(10_000, spoil), tmp_path, steps=150)
+    assert record(tmp_path)["alarms"]["temperature"]["looks"] == 11
+    with pytest.raises(UnstableDynamics, match="not finite"):
+        run(Changing(50, spoil), tmp_path, steps=300)
+    good = ase.io.read(tmp_path / "last_good.xyz")
+    assert good.info["step"] == 95
+    row = np.genfromtxt(tmp_path / "energies.csv", delimiter=",", names=True)[95 // 5]
+    assert good.get_potential_energy() == pytest.approx(row["potential_eV"], abs=1e-7)
+    assert good.get_kinetic_energy() == pytest.approx(row["kinetic_eV"], abs=1e-6)
 
 
 def test_another_answer_to_alarms_may_be_given_when_a_run_goes_on(tmp_path):

@@ -9,6 +9,7 @@ from ase import units
 from spring_molecule import ethanol
 
 from ggnn_ff.dynamics import replicas as module
+from ggnn_ff.dynamics.guard import Guard
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
@@ -64,6 +65,18 @@ def test_interrupted_replicas_go_on_exactly(tmp_path, trained, ensemble):
     run(trained, tmp_path / "whole", ensemble=ensemble)
     run(trained, tmp_path / "parts", ensemble=ensemble, steps=20)
     run(trained, tmp_path / "parts", ensemble=ensemble)
+    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+
+
+def test_replicas_are_looked_at_between_rows_and_go_on_exactly(tmp_path, trained, monkeypatch):
+    looks, judge = [], Guard.judge
+    monkeypatch.setattr(Guard, "judge", lambda guard, step, state: looks.append(step) or judge(guard, step, state))
+    rarely = {"n_replicas": 1, "log_every": 150, "frame_every": 150}
+    run(trained, tmp_path / "whole", steps=300, **rarely)
+    assert looks == [0, 100, 150, 250, 300]
+    for steps in (150, 300):
+        run(trained, tmp_path / "parts", steps=steps, **rarely)
+    assert energies(tmp_path / "whole" / "replica-000")["step"].tolist() == [0, 150, 300]
     assert written(tmp_path / "parts") == written(tmp_path / "whole")
 
 

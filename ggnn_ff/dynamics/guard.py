@@ -26,9 +26,9 @@ FRAMES_KEPT = 20
 """Looks whose frames are kept, and whose energies and temperatures are what is usual."""
 
 DOMAIN_EVERY = 100
-"""Steps between comparisons with the training data.
+"""Steps between comparisons with the training data, and the most between looks at a run.
 
-They cost about what one step of a compiled potential costs for a molecule; so they add 1 % to the run.
+Comparisons cost about what one step of a compiled potential costs for a molecule; so they add 1 % to the run.
 """
 
 ENERGY_JUMP = 10.0
@@ -92,7 +92,9 @@ class Guard:
     Attributes:
         alarms: by kind.
         taken: names of files of earlier runs in the folder, which stay as they are.
-        last_good: the last state that did not end the run.
+        start: the first structure, with momenta.
+        last_good: the last state that raised no alarm, and was not preceded by a comparison with the training data that
+            did; `start` while there is none.
     """
 
     def __init__(
@@ -119,8 +121,9 @@ class Guard:
         if on_alarm not in ("warn", "stop"):
             raise InputError(f"`on_alarm` must be 'warn' or 'stop', got {on_alarm!r}")
         self.folder, self.degrees_of_freedom, self.bath, self.on_alarm = folder, degrees_of_freedom, bath, on_alarm
-        self.last_good = start.copy()
-        self.last_good.set_momenta(start.get_momenta(), apply_constraint=False)  # zeros, where there are none
+        self.start = start.copy()
+        self.start.set_momenta(start.get_momenta(), apply_constraint=False)  # zeros, where there are none
+        self.last_good = self.start
         self.bonds = bonds(start.numbers, start.positions, start.cell.array, start.pbc)
         self.first_lengths = self._lengths(start)
         self.domain = None if domain is None else DomainCheck(domain, start.numbers)
@@ -132,6 +135,7 @@ class Guard:
         self.temperatures: deque[float] = deque(maxlen=FRAMES_KEPT)
         self.energies: deque[float] = deque(maxlen=FRAMES_KEPT + 1)
         self.last_step: int | None = None  # of the last look
+        self.outside = False  # of the training data, at the last comparison
         n = 2.0 / (9.0 * max(degrees_of_freedom, 1))
         self.hottest = (1.0 - n + TEMPERATURE_SIGMAS * np.sqrt(n)) ** 3  # over the usual temperature
 
@@ -145,7 +149,7 @@ class Guard:
         """
         if not (np.isfinite(positions).all() and np.isfinite(momenta).all() and np.isfinite(energy)):
             raise self.lost(step, NOT_FINITE.format(step=step))
-        state = self.last_good.copy()
+        state = self.start.copy()
         if cell is not None:
             state.cell = cell
         state.positions = positions
@@ -166,15 +170,16 @@ class Guard:
             "energy": self._energy_jump(step, total),
         }
         if self.last_step is None or step // DOMAIN_EVERY > self.last_step // DOMAIN_EVERY:
-            found |= self._outside(step, state)
+            said = self._outside(step, state)
+            self.outside = any(said.values())
+            found |= said
         self.last_step = step
         self.temperatures.append(temperature)
         self.energies.append(total)
         reasons = [self._alarm(kind, step, text) for kind, text in found.items() if text is not None]
-        reason = next((reason for reason in reasons if reason is not None), None)
-        if reason is None:
+        if not reasons and not self.outside:
             self.last_good = state
-        return reason
+        return next((reason for reason in reasons if reason is not None), None)
 
     def lost(self, step: int, text: str) -> UnstableDynamics:
         """The error to raise where there is no state to look at: numbers are not finite, or atoms on one place."""
@@ -189,24 +194,33 @@ class Guard:
         return {kind: asdict(alarm) for kind, alarm in self.alarms.items()}
 
     def save(self) -> dict[str, np.ndarray]:
-        """What is needed to go on looking exactly as before; the frames are left out."""
+        """What is needed to go on looking exactly as before; of the frames only the last good one."""
+        good = self.last_good
         content = {
             "alarms": self.record(),
             "temperatures": list(self.temperatures),
             "energies": list(self.energies),
             "last_step": self.last_step,
+            "outside": self.outside,
+            "last_good": None if good is self.start else (good.info["step"], good.calc.results["energy"]),
         }
-        return {"guard": np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)}
+        return {
+            "guard": np.frombuffer(json.dumps(content).encode(), dtype=np.uint8),
+            "last_good": np.stack([good.positions, good.get_momenta()]),
+        }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Goes back to a saved state; to none where that was saved without a guard."""
+        """Goes back to a saved state of a run in one cell; to none where that was saved without a guard."""
         if "guard" not in state:
             return
         content = json.loads(state["guard"].tobytes())
         self.alarms = {kind: Alarm(**alarm) for kind, alarm in content["alarms"].items()}
         self.temperatures.extend(content["temperatures"])
         self.energies.extend(content["energies"])
-        self.last_step = content["last_step"]
+        self.last_step, self.outside = content["last_step"], content.get("outside", False)
+        if content.get("last_good") is not None:  # of older runs it is not known
+            (step, energy), (positions, momenta) = content["last_good"], state["last_good"]
+            self.last_good = self.state(step, positions, momenta, energy)
 
     def _alarm(self, kind: str, step: int, text: str) -> str | None:
         """Counts an alarm, and at the first of its kind keeps the frames; why the run has to end, or None."""

@@ -100,7 +100,7 @@ class _Watched:
 
     def lost(self, error: Exception) -> UnstableDynamics | None:
         """What to raise in place of an error out of the block if the structure is what has broken."""
-        last, text = self.guard.last_good.copy(), ""
+        last, text = (self.guard.frames[-1] if self.guard.frames else self.guard.start).copy(), ""
         last.positions = self.positions()
         if not np.isfinite(last.positions).all():
             text = NOT_FINITE.format(step=self.step())
@@ -216,5 +216,5 @@ class _InOpenMM(_Watched):
             np.array(state.getPositions(asNumpy=True).value_in_unit(self.unit.angstrom)),
             self.momenta(state),
             state.getPotentialEnergy().value_in_unit(self.unit.kilojoule_per_mole) * EV_PER_KJ_PER_MOL,
-            self.cell(state) if self.guard.last_good.pbc.any() else None,
+            self.cell(state) if self.guard.start.pbc.any() else None,
         )

@@ -16,7 +16,7 @@ from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements, tell_of_contract
 from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
-from ggnn_ff.dynamics.run import make_guard
+from ggnn_ff.dynamics.run import make_guard, steps_to_look
 from ggnn_ff.dynamics.run_files import CHECKPOINT_SECONDS, RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
@@ -100,9 +100,9 @@ def run_replicas(
 
 
 def _advance(batch: "Batch", runs: list["_Run"]) -> None:
-    """Some replicas, all at one step, to the next row of energies."""
+    """Some replicas, all at one step, to the next look."""
     settings, step = runs[0].settings, runs[0].step
-    n_steps = min(settings.log_every - step % settings.log_every, settings.steps - step)
+    n_steps = steps_to_look(step, settings)
     began = time.perf_counter()
     try:
         batch.step([run.replica.index for run in runs], n_steps)
@@ -262,7 +262,7 @@ class _Run:
         self.milliseconds: deque[float] = deque(maxlen=100)  # per step, of the last intervals
         self.step = files.resume(replica)
         try:
-            self.guard.last_good = first = self.guard.state(self.step, *replica.read())
+            first = self.guard.state(self.step, *replica.read())
             if self.step == 0:
                 self._stop(files.look(0, first, settings))
         except BaseException:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements, tell_of_contract
 from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
-from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE, Guard
+from ggnn_ff.dynamics.guard import COLLAPSED, DOMAIN_EVERY, NOT_FINITE, Guard
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
@@ -29,8 +29,8 @@ class MDResult:
     Attributes:
         folder: with `energies.csv`, `trajectory.xyz` and `run.json`.
         steps: in it; more than asked for where an earlier call made more.
-        milliseconds_per_step: median over the intervals between logged steps of the last call that took any; None if
-            it is not known.
+        milliseconds_per_step: median over the intervals between looks of the last call that took any; None if it is
+            not known.
     """
 
     folder: Path
@@ -48,6 +48,8 @@ def run_md(
     compile: bool | None = None,
 ) -> MDResult:
     """Runs molecular dynamics, or goes on with an interrupted run.
+
+    The guard looks at each row of energies, and at least every 100 steps, also where no row is due.
 
     An NVE run that starts from a relaxed structure settles near half of its first temperature, since half of the
     kinetic energy goes into the bonds; start from a structure of a Langevin run, or ask for twice the temperature.
@@ -90,11 +92,11 @@ def run_md(
     try:
         with bar:
             task = bar.add_task("", total=settings.steps, completed=step)
-            guard.last_good = first = guard.state(step, *engine.read())
+            first = guard.state(step, *engine.read())
             if step == 0:
                 _look(files, step, first, settings)
             while step < settings.steps:
-                n_steps = min(settings.log_every - step % settings.log_every, settings.steps - step)
+                n_steps = steps_to_look(step, settings)
                 began = time.perf_counter()
                 try:
                     engine.step(n_steps)
@@ -121,6 +123,11 @@ def run_md(
         files.milliseconds_per_step = 1e3 * float(np.median(durations))
     files.status(step, COMPLETE)
     return MDResult(folder, step, files.milliseconds_per_step)
+
+
+def steps_to_look(step: int, settings: MDSettings) -> int:
+    """How many to take until the guard looks: to the next row of energies, and at most `DOMAIN_EVERY`."""
+    return min(settings.log_every - step % settings.log_every, settings.steps - step, DOMAIN_EVERY)
 
 
 def _look(files: RunFiles, step: int, state: Atoms, settings: MDSettings) -> None:

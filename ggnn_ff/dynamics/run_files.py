@@ -158,7 +158,8 @@ class RunFiles:
         """Lets the guard judge a state and writes what is due; why the run has to end here, or None."""
         known = len(self.guard.alarms)
         reason = self.guard.judge(step, state)
-        self.log(step, state, settings, with_frame=reason is not None)
+        if reason is not None or step % settings.log_every == 0 or step == settings.steps:
+            self.log(step, state, settings, with_frame=reason is not None)
         if reason is None and len(self.guard.alarms) > known:
             self.status(step, RUNNING)
         return reason
