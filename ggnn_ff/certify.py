@@ -26,7 +26,7 @@ from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential, load_potential
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.md17_stability import frames_as_trajectory
 from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
@@ -398,11 +398,4 @@ def _write(certificate: Certificate, folder: Path) -> None:
     title = f"Certificate of {Path(certificate.subject).name} for {certificate.structure}"
     page = render_html(title, certificate.summary, certificate.verdicts, figures, trajectory, highlight)
     for name, data in (("certificate.json", text), ("certificate.html", page)):
-        _write_text(folder / name, data)
-
-
-def _write_text(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf8")
-
-    write_atomically(path, write)
+        write_atomically(folder / name, holding(data))

@@ -410,6 +410,7 @@ def _md17_stability(
     """Runs it and prints its row of the table."""
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import load_potential
+    from ggnn_ff.files import holding, write_atomically
     from ggnn_ff.md17_stability import NAME, SEEDS, md17_stability, stability_table
 
     if protocol != NAME:
@@ -420,7 +421,7 @@ def _md17_stability(
         raise InputError(f"`reference_data` must be given for protocol {NAME}: frames of the reference method at 500 K")
     atoms = find_structure(structure)
     row = md17_stability(load_potential(potential), atoms, reference_data, output, seeds=seeds or SEEDS)
-    (output / "stability.json").write_text(json.dumps(asdict(row), indent=1) + "\n", encoding="utf8")
+    write_atomically(output / "stability.json", holding(json.dumps(asdict(row), indent=1) + "\n"))
     print(stability_table([row]))
     console.print(f"runs and stability.json in {output}", soft_wrap=True, markup=False)
 

@@ -22,7 +22,7 @@ from ggnn_ff.contract import (
     parse_contract,
 )
 from ggnn_ff.errors import InputError, nearest
-from ggnn_ff.files import write_atomically, write_together
+from ggnn_ff.files import holding, write_atomically, write_together
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import Structure, from_atoms
 from ggnn_ff.models import MODELS
@@ -107,12 +107,7 @@ def write_potential(folder: Path, potential: Potential, contract: Contract) -> N
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
     content = {WEIGHTS: save(weights), CONTRACT: (contract.to_json() + "\n").encode()}
-    write_together({folder / name: partial(_write, data=data) for name, data in content.items()})
-
-
-def _write(path: Path, data: bytes) -> None:
-    """By Python: on a full disk safetensors raises an error of its own, and TorchScript aborts the process."""
-    path.write_bytes(data)
+    write_together({folder / name: holding(data) for name, data in content.items()})
 
 
 @torch.inference_mode(False)
@@ -138,7 +133,7 @@ def export_torchscript(folder: Path, output: Path) -> LoadedPotential:
         data = torch.jit.script(eager.module).save_to_buffer(_extra_files={CONTRACT: eager.contract.to_json()})
         copy = torch.jit.load(io.BytesIO(data))
     _verify(replace(eager, module=ready(copy), source=f"the TorchScript form of {folder}"))
-    write_atomically(output, partial(_write, data=data))
+    write_atomically(output, holding(data))
     return load_potential(output)
 
 
@@ -171,7 +166,7 @@ def _write_part(name_or_path: str | Path, name: str, part: Certification | Domai
     if folder.is_dir() and (folder / CONTRACT).is_file():
         contract = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
         data = (_with(contract, name, part).to_json() + "\n").encode()
-        write_atomically(folder / CONTRACT, partial(_write, data=data))
+        write_atomically(folder / CONTRACT, holding(data))
         written.append(folder / CONTRACT)
     script = folder / TORCHSCRIPT if folder.is_dir() else path
     if script.is_file():
@@ -180,7 +175,7 @@ def _write_part(name_or_path: str | Path, name: str, part: Certification | Domai
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit")
             data = loaded.module.save_to_buffer(_extra_files={CONTRACT: text})  # type: ignore[operator]
-        write_atomically(script, partial(_write, data=data))
+        write_atomically(script, holding(data))
         written.append(script)
     return written
 

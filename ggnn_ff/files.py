@@ -22,6 +22,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     write_together({path: write})
 
 
+def holding(data: str | bytes) -> Callable[[Path], None]:
+    """What fills a file with `data`, text as UTF-8.
+
+    By Python: on a full disk safetensors raises an error of its own, and TorchScript aborts the process.
+    """
+    encoded = data.encode() if isinstance(data, str) else data
+
+    def write(path: Path) -> None:
+        path.write_bytes(encoded)
+
+    return write
+
+
 def write_together(writers: dict[Path, Callable[[Path], None]]) -> None:
     """As `write_atomically`, for files that belong together: no file is renamed before all are complete."""
     staged: dict[Path, Path] = {}  # final name -> temporary file

@@ -22,7 +22,7 @@ from ggnn_ff.data.sample import sample
 from ggnn_ff.dynamics.run import MDResult, run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.export import TORCHSCRIPT, export_torchscript, load_potential
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.hosts.parity import HostAnswer, answers_of_all_hosts
 from ggnn_ff.stability.plots import (
     plot_distance_distribution,
@@ -100,7 +100,7 @@ def run_quickstart(folder: Path, seed: int, console: Console) -> None:
         },
     }
     text = json.dumps(report, indent=1, allow_nan=False)
-    write_atomically(folder / "report.json", lambda path: _write(path, text + "\n"))
+    write_atomically(folder / "report.json", holding(text + "\n"))
     console.print(_table(errors, answers, results, reports))
     console.print(f"{report['seconds']} s in all; potential, trajectories, report.json and plots are in {folder}")
     console.print(f"use it: atoms.calc = GGNNCalculator('{potential}')", soft_wrap=True, markup=False)
@@ -194,7 +194,3 @@ def _machine() -> dict[str, Any]:
         "ase": ase.__version__,
         "openmm": openmm.__version__,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf8")

@@ -21,7 +21,7 @@ from ggnn_ff.comparison.table import markdown
 from ggnn_ff.compiled import compile_potential
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import TORCHSCRIPT, export_torchscript, load_potential
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.stability.plots import save_figure
 from ggnn_ff.training.config import TrainingConfig
 from ggnn_ff.training.curve import LearningCurve, read_learning_curve
@@ -208,7 +208,4 @@ def _read_row(folder: Path) -> Row:
 
 
 def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf8")
-
-    write_atomically(path, write)
+    write_atomically(path, holding(text if text.endswith("\n") else text + "\n"))

@@ -16,7 +16,7 @@ from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
 from ggnn_ff.contract import Domain
 from ggnn_ff.domain import DomainCheck
 from ggnn_ff.errors import InputError, UnstableDynamics, tell
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.graph import Structure, from_atoms, moved
 from ggnn_ff.units import KELVIN_TO_EV
 
@@ -324,8 +324,4 @@ class Guard:
     def _write(self, name: str, frames: list[Atoms]) -> None:
         text = io.StringIO()
         write_extxyz(text, frames, columns=columns_of(frames[0]))
-
-        def write(path: Path) -> None:
-            path.write_text(text.getvalue(), encoding="utf8")
-
-        write_atomically(self.folder / name, write)
+        write_atomically(self.folder / name, holding(text.getvalue()))

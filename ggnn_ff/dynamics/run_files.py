@@ -23,7 +23,7 @@ from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
-from ggnn_ff.files import lock, unlock, write_atomically
+from ggnn_ff.files import holding, lock, unlock, write_atomically
 from ggnn_ff.units import KELVIN_TO_EV
 
 CHECKPOINT_SECONDS = 5.0
@@ -191,11 +191,7 @@ class RunFiles:
         state = {**engine.save(), **self.guard.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **state)
-
-        def write(path: Path) -> None:
-            path.write_bytes(content.getbuffer())
-
-        write_atomically(self.checkpoint_path, write)
+        write_atomically(self.checkpoint_path, holding(content.getvalue()))
         self.last_checkpoint = time.monotonic()
 
     def status(self, step: int, status: str) -> None:
@@ -207,7 +203,7 @@ class RunFiles:
             "milliseconds_per_step": self.milliseconds_per_step,
         }
         text = json.dumps({**self.record, **progress}, indent=1) + "\n"
-        write_atomically(self.folder / "run.json", lambda path: _write(path, text))
+        write_atomically(self.folder / "run.json", holding(text))
 
     def close(self) -> None:
         """Closes the files, without hiding an error on the way here."""
@@ -250,7 +246,3 @@ def _open_at(path: Path, offset: int) -> io.TextIOWrapper:
 def _plain(value: object) -> object:
     """What stands for a parameter that JSON has no form for: its values, or what it is."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else type(value).__name__
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf8")

@@ -19,7 +19,7 @@ import numpy as np
 from ase.symbols import Symbols
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.plots import check_panels, new_figure
 from ggnn_ff.stability.report import Report
@@ -58,11 +58,7 @@ def write_html(report: Report, path: str | Path) -> None:
     page = render_html(
         f"Check of {name}", report.summary, report.verdicts, figures, report.trajectory, broken_bond(report)
     )
-
-    def write_page(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-
-    write_atomically(Path(path), write_page)
+    write_atomically(Path(path), holding(page))
 
 
 def render_html(

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 from ggnn_ff.stability.html import write_html
 from ggnn_ff.stability.plots import plot_check, save_figure
 from ggnn_ff.stability.report import Report
@@ -41,10 +41,6 @@ def write_report(report: Report, folder: str | Path) -> None:
     """
     folder = Path(folder)
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def write_text(path: Path) -> None:
-        path.write_text(text)
-
-    write_atomically(folder / "check.json", write_text)
+    write_atomically(folder / "check.json", holding(text))
     save_figure(plot_check(report), folder / "check.png")
     write_html(report, folder / "check.html")

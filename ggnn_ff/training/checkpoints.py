@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.files import write_atomically
+from ggnn_ff.files import holding, write_atomically
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,11 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
-
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(content.getbuffer())
-
-        write_atomically(Path(path), write)
+        write_atomically(Path(path), holding(content.getvalue()))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads without unpickling code."""

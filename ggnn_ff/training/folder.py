@@ -1,7 +1,6 @@
 """The folder of a training: which configuration and data it was made with, so that only the same goes on in it."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import yaml
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
-from ggnn_ff.files import write_together
+from ggnn_ff.files import holding, write_together
 from ggnn_ff.training.config import DataConfig, TrainingConfig
 from ggnn_ff.training.data_files import hash_files
 
@@ -45,11 +44,7 @@ def check_folder(config: TrainingConfig) -> dict[Path, bytes]:
 
 def claim_folder(files: dict[Path, bytes]) -> None:
     """Writes what `check_folder` returned."""
-    write_together({path: partial(_write, content=content) for path, content in files.items()})
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_together({path: holding(content) for path, content in files.items()})
 
 
 def _read(path: Path) -> dict[str, Any]:
