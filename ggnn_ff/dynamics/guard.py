@@ -50,6 +50,10 @@ NOT_FINITE = (
     "positions, forces or energy are not finite by step {step}; the last good frame is in last_good.xyz. Use a shorter "
     "time step, or train on more structures of this kind"
 )
+FIRST_NOT_FINITE = (
+    "momenta, forces or energy of the first structure are not finite; its positions must be in angstrom, and no two "
+    "atoms too near to each other"
+)
 COLLAPSED = "the structure broke by step {step}: {reason}; the last good frame is in last_good.xyz"
 
 
@@ -148,7 +152,7 @@ class Guard:
             UnstableDynamics: a number is not finite.
         """
         if not (np.isfinite(positions).all() and np.isfinite(momenta).all() and np.isfinite(energy)):
-            raise self.lost(step, NOT_FINITE.format(step=step))
+            raise self.lost(step, NOT_FINITE.format(step=step) if step else FIRST_NOT_FINITE)
         state = self.start.copy()
         if cell is not None:
             state.cell = cell
