@@ -9,6 +9,7 @@ import pytest
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import Curl, Indexed, Morse, cluster
+from test_check import without_origin
 from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
 
@@ -38,6 +39,7 @@ def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_p
     assert right.passed, failed(right)
     sections = {"symmetry", "gradient", "vibrations", "integrator", "constant energy", "stability"}
     assert set(right.sections) == sections
+    assert without_origin(right.verdicts) == set()
     curl = certify(subject(Curl), cluster(), tmp_path / "curl", SHORT)
     assert {"forces against energy differences", "work around closed loops"} <= failed(curl)
     assert not failed(curl) & {"rotation: energy", "time reversibility"}
@@ -46,11 +48,14 @@ def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_p
 
 
 def test_frequencies_are_compared_with_those_of_the_method_that_made_the_labels(tmp_path):
+    def certificate_of(reference):
+        return certify(subject(Morse), cluster(), tmp_path, SHORT, reference=reference)
+
     def vibrations(reference):
-        found = certify(subject(Morse), cluster(), tmp_path, SHORT, reference=reference)
-        return {verdict.name: verdict.passed for verdict in found.sections["vibrations"]}
+        return {verdict.name: verdict.passed for verdict in certificate_of(reference).sections["vibrations"]}
 
     assert vibrations(None) == {"imaginary frequencies": True}
+    assert without_origin(certificate_of(Morse()).sections["vibrations"]) == set()
     names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
     assert vibrations(Morse()) == dict.fromkeys(names, True)
     assert vibrations(LennardJones(sigma=2.3, epsilon=1.0)) == dict(zip(names, (True, False, False), strict=True))
