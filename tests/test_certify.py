@@ -11,6 +11,7 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from broken_calculators import DirectForces, Indexed, Morse, NeverRebuilt, cluster
 from scipy.spatial.distance import pdist
+from test_check import without_origin
 from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
 
@@ -40,6 +41,7 @@ def test_right_potential_passes_and_broken_ones_fail_where_they_are_broken(tmp_p
     assert right.passed, failed(right)
     sections = {"symmetry", "gradient", "vibrations", "integrator", "constant energy", "stability"}
     assert set(right.sections) == sections
+    assert without_origin(right.verdicts) == set()
     direct = certify(subject(DirectForces), cluster(), tmp_path / "direct", SHORT)
     assert {"forces against energy differences", "work around closed loops"} <= failed(direct)
     assert not failed(direct) & ({"time reversibility"} | {verdict.name for verdict in direct.sections["symmetry"]})
@@ -77,11 +79,14 @@ def test_hot_runs_are_checked_as_trajectories(tmp_path):
 
 
 def test_frequencies_are_compared_with_those_of_the_method_that_made_the_labels(tmp_path):
+    def certificate_of(reference):
+        return certify(subject(Morse), cluster(), tmp_path, SHORT, reference=reference)
+
     def vibrations(reference):
-        found = certify(subject(Morse), cluster(), tmp_path, SHORT, reference=reference)
-        return {verdict.name: verdict.passed for verdict in found.sections["vibrations"]}
+        return {verdict.name: verdict.passed for verdict in certificate_of(reference).sections["vibrations"]}
 
     assert vibrations(None) == {"imaginary frequencies": True}
+    assert without_origin(certificate_of(Morse()).sections["vibrations"]) == set()
     names = ("imaginary frequencies", "mean frequency deviation", "largest frequency deviation")
     assert vibrations(Morse()) == dict.fromkeys(names, True)
     assert vibrations(LennardJones(sigma=2.3, epsilon=1.0)) == dict(zip(names, (True, False, False), strict=True))

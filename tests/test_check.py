@@ -187,6 +187,29 @@ def test_temperature_of_a_bath_can_be_given(frames, run, tmp_path):
         check_trajectory(bath, temperature=310.0)
 
 
+ORIGINS = ("chosen here", "arXiv", "LAMBench", "physical_validation", "Leach", "Scott and Radom")
+
+
+def without_origin(verdicts):
+    """Names of what is judged without a word on where its threshold comes from."""
+    judged = [v for v in verdicts if v.passed is not None]
+    return {v.name for v in judged if not any(origin in v.explanation for origin in ORIGINS)}
+
+
+def test_every_verdict_names_the_origin_of_its_threshold(frames, run, tmp_path):
+    bath = write_run(tmp_path / "bath", frames, ensemble="langevin")
+    set_status(bath, temperature_K=300.0, degrees_of_freedom=3 * len(frames[0]))
+    for folder in (run, bath):
+        assert without_origin(check_trajectory(folder, reference=run).verdicts) == set()
+    broken = [frame.copy() for frame in frames[::4]]
+    for frame in broken[40:]:
+        frame.positions[2] *= 3.0
+    ase.io.write(tmp_path / "broken.xyz", broken, format="extxyz")
+    found = check_trajectory(tmp_path / "broken.xyz")
+    assert not found.passed
+    assert without_origin(found.verdicts) == set()
+
+
 def test_reference_is_compared_in_angles_vibrations_and_distances(frames, run):
     names = {v.name for v in check_trajectory(run, reference=run).verdicts}
     assert {"dihedral distribution difference", "density of states difference", "distance distribution error"} <= names

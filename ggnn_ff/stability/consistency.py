@@ -48,7 +48,8 @@ def length_verdict(trajectory: Trajectory) -> Verdict:
     value = _median_distance(trajectory, always if always.any() else np.ones(len(numbers), dtype=bool))
     text = (
         "median distance to the nearest neighbour over the sum of the covalent radii; from "
-        f"{SHORTEST_DISTANCE:g} on in all matter, below the threshold where atoms are bonded"
+        f"{SHORTEST_DISTANCE:g} on in all matter, below the threshold where atoms are bonded, both chosen here by "
+        "the lengths of known bonds (radii of Cordero 2008)"
     )
     if value is not None and SHORTEST_DISTANCE <= value <= BOND_FACTOR:
         return Verdict(name, value, "", BOND_FACTOR, True, text)
@@ -121,7 +122,8 @@ def velocity_verdict(trajectory: Trajectory) -> Verdict:
     value = float(abs(slopes[worst] - 1.0))
     text = (
         f"atom {np.flatnonzero(slow)[worst]} (from 0) moves {slopes[worst]:.3g} times as far as its momenta and mass "
-        f"say, furthest off of {slow.sum()} of {len(slow)} atoms, in {len(middle)} frames"
+        f"say, furthest off of {slow.sum()} of {len(slow)} atoms, in {len(middle)} frames; threshold chosen here, "
+        "above what an integrator does, below deuterium for hydrogen"
     )
     passed = value <= VELOCITY_DEVIATION
     if not passed:

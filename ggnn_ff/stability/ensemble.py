@@ -121,7 +121,10 @@ def ensemble_verdicts(
             reason = f"not measured: nobody says the temperature of the {trajectory.ensemble} bath; give `temperature`"
             verdicts.append(Verdict("temperature deviation", None, "K", None, None, reason))
         return verdicts
-    text = f"mean of {mean:.1f} K less the target of {temperature:g} K, at most {TEMPERATURE_TOLERANCE:.0%} of it"
+    text = (
+        f"mean of {mean:.1f} K less the target of {temperature:g} K, at most {TEMPERATURE_TOLERANCE:.0%} of it, chosen "
+        "here since physical_validation calls deviations of several kelvin usual"
+    )
     allowed = TEMPERATURE_TOLERANCE * temperature
     return [
         _deviation("temperature deviation", mean - temperature, error, allowed, text + counted),
@@ -184,7 +187,8 @@ def _width_verdict(kinetic: np.ndarray, temperature: float, degrees_of_freedom: 
     width = math.sqrt(2.0 / degrees_of_freedom) * float(np.std(independent)) / units.KELVIN_TO_EV
     text = (
         f"a width as at {width:.1f} K less the target of {temperature:g} K, {len(independent)} independent frames, by "
-        f"physical_validation; at most {WIDTH_TOLERANCE:.0%}; thermostats that rescale velocities make it too narrow"
+        f"physical_validation; at most {WIDTH_TOLERANCE:.0%}, chosen here, well below what thermostats that rescale "
+        "velocities do: they make it too narrow"
     )
     return _deviation(name, width - temperature, _one_error(width - temperature, errors), allowed, text)
 
@@ -229,7 +233,8 @@ def _equipartition_verdict(
     error = _one_error(deviation, results[2 * (atom + 1)][0])  # two of all atoms come first, then two of each
     text = (
         f"atom {atom} (from 0) is furthest, at {temperatures[atom]:.1f} K, target {temperature:g} K; "
-        f"{len(positions)} independent frames, by physical_validation; at most {EQUIPARTITION_TOLERANCE:.0%}"
+        f"{len(positions)} independent frames, by physical_validation; at most {EQUIPARTITION_TOLERANCE:.0%}, "
+        "chosen here as for the width"
     )
     significant = float(norm.isf(norm.sf(SIGNIFICANT) / n_atoms))  # the largest of N deviates more by chance
     return _deviation(name, deviation, error, allowed, text, significant)

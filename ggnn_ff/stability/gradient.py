@@ -159,6 +159,7 @@ def gradient_verdict(atoms: Atoms, n_directions: int = 8, seed: int = 0) -> Verd
         found.append([np.sum(forces * direction) + slope, error, size])
     difference, error, size = np.sqrt(np.mean(np.square(found), axis=0))
     text = f"|F + grad E| / |F| in {n_directions} random directions; the energies have a noise of {noise:.1e} eV"
+    text += "; threshold chosen here, above float32 and self-consistent fields, below half precision"
     return judge(name, difference / size, error / size, GRADIENT_THRESHOLD, text)
 
 
@@ -193,7 +194,10 @@ def loop_verdict(atoms: Atoms, n_loops: int = 8, n_points: int = 32, seed: int =
         return _not_measured(name, LOOP_THRESHOLD, "there are no forces")
     work, size = power.mean(axis=1), np.abs(power).mean()
     value, error = np.sqrt(np.mean(np.square([work, work - power[:, ::2].mean(axis=1)]), axis=1)) / size
-    text = f"over the integral of |F.dl|, {n_loops} random circles; not zero when the forces are no gradient"
+    text = (
+        f"over the integral of |F.dl|, {n_loops} random circles; not zero when the forces are no gradient; threshold "
+        "chosen here, above self-consistent fields, below forces predicted directly"
+    )
     return judge(name, value, error, LOOP_THRESHOLD, text)
 
 
@@ -219,8 +223,9 @@ def continuity_verdicts(atoms: Atoms, n_lines: int = 8, step: float = 0.01, seed
         return [_not_measured(f"largest {kind} jump", JUMP_THRESHOLD, "no forces") for kind in ("energy", "force")]
     jumps, noise = largest_jumps(surface, lines, step, looks=n_lines), energy_noise(surface, atoms.positions, seed)
     text = f"of {{:.2e}} eV{{}} on {n_lines} random lines, over the root mean square force of {size:.3g} eV/angstrom"
-    error = _NOISE_OF_A_JUMP * noise / size
-    of_energy, of_forces = text.format(jumps.energy, "") + " times 1 angstrom", text.format(jumps.forces, "/angstrom")
+    error, origin = _NOISE_OF_A_JUMP * noise / size, "; threshold chosen here: the spacing of half precision"
+    of_energy = text.format(jumps.energy, "") + " times 1 angstrom" + origin
+    of_forces = text.format(jumps.forces, "/angstrom") + origin
     return [
         judge("largest energy jump", jumps.energy / size, error, JUMP_THRESHOLD, of_energy),
         judge("largest force jump", jumps.forces / size, 0.0, JUMP_THRESHOLD, of_forces),
@@ -261,7 +266,10 @@ def stress_verdict(atoms: Atoms, seed: int = 0) -> Verdict:
         slope, error = _slope(energies, _LARGEST_STRAIN, noise)
         found.append([np.sum(virial * strain) - slope, error])
     value, error = np.linalg.norm(found, axis=0) / size
-    text = "|stress - dE/dstrain / V| / |stress|; 2 when its sign is wrong"
+    text = (
+        "|stress - dE/dstrain / V| / |stress|; 2 when its sign is wrong; threshold chosen here, ten times that of the "
+        "forces, since the terms of a stress cancel"
+    )
     return judge(name, value, error, STRESS_THRESHOLD, text)
 
 

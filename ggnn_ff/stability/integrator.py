@@ -267,5 +267,8 @@ def reversibility_verdict(
     moving.set_momenta(-moving.get_momenta())
     dynamics.run(n_steps)
     value = float(np.linalg.norm(moving.positions - atoms.positions) / np.linalg.norm(turn - atoms.positions))
-    text = f"distance from the start after {n_steps} steps forward and back, over that of the turning point"
+    text = (
+        f"distance from the start after {n_steps} steps forward and back, over that of the turning point; threshold "
+        "chosen here, above what the noise of a self-consistent field does"
+    )
     return judge("time reversibility", value, 0.0, REVERSIBILITY_THRESHOLD, text)

@@ -188,9 +188,11 @@ def _verdicts(name: str, found: list[_Change], text: str) -> list[Verdict]:
         thresholds = zip(names, (ENERGY_THRESHOLD, FORCE_THRESHOLD), strict=True)
         return [Verdict(of, None, "", threshold, None, reason) for of, threshold in thresholds]
     energy, noise, forces = np.max(found, axis=0)
+    origin = "; threshold chosen here, above "
+    of_energy = f"{text} times 1 angstrom{origin}float32"
     return [
-        judge(names[0], energy, 3 * noise, ENERGY_THRESHOLD, text + " times 1 angstrom"),
-        judge(names[1], forces, 0.0, FORCE_THRESHOLD, text),
+        judge(names[0], energy, 3 * noise, ENERGY_THRESHOLD, of_energy),
+        judge(names[1], forces, 0.0, FORCE_THRESHOLD, f"{text}{origin}float32 and self-consistent fields"),
     ]
 
 

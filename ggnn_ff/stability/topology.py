@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from ggnn_ff.bonds import (
     BOND_FACTOR,
+    BOND_MARGIN,
     LONGEST_DEVIATION,
     bond_name,
     bonds,
@@ -186,11 +187,16 @@ def topology_verdicts(trajectory: Trajectory) -> list[Verdict]:
     """Numbers of bonds broken and formed and of fragments that left; all should be 0 where no reaction is expected."""
     broken = broken_bonds(trajectory) if len(_bonds(trajectory, 0)) else "the first frame has no bonds"
     checks = {
-        "bonds broken": (broken, f"longer than in the first frame by {LONGEST_DEVIATION} angstrom"),
-        "bonds formed": (formed_bonds(trajectory), "closer than a contact and not bonded in the first frame"),
+        "bonds broken": (broken, f"longer than in the first frame by {LONGEST_DEVIATION} angstrom (arXiv 2210.07237)"),
+        "bonds formed": (
+            formed_bonds(trajectory),
+            f"within {BOND_MARGIN} angstrom of the sum of the covalent radii (Cordero 2008; a margin chosen here, "
+            "below contacts of heavy atoms) and not bonded in the first frame",
+        ),
         "evaporated fragments": (
             evaporated_fragments(trajectory),
-            f"no atom closer than {EVAPORATION_DISTANCE:g} angstrom to the rest",
+            f"no atom closer than {EVAPORATION_DISTANCE:g} angstrom to the rest, chosen here as twice the distance of "
+            "atoms that touch",
         ),
     }
     verdicts = []

@@ -145,7 +145,10 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
             for name, threshold in zip(names, thresholds, strict=True)
         ]
     imaginary = found.frequencies[found.frequencies < -LARGEST_NOISE]
-    text = f"negative curvatures at what should be a minimum, from {LARGEST_NOISE:.0f}i 1/cm on"
+    text = (
+        f"negative curvatures at what should be a minimum, from {LARGEST_NOISE:.0f}i 1/cm on, chosen here above what "
+        f"forces of {LARGEST_FORCE:g} eV/angstrom that are left do"
+    )
     if len(imaginary):
         text += ": " + ", ".join(f"{-frequency:.0f}i" for frequency in imaginary) + " 1/cm"
     verdicts = [Verdict(names[0], float(len(imaginary)), "", thresholds[0], len(imaginary) == 0, text)]
@@ -164,7 +167,8 @@ def frequency_verdicts(found: HarmonicFrequencies, reference: HarmonicFrequencie
     mode = int(deviations.argmax())
     shift = np.sqrt(np.mean((pdist(found.positions) - pdist(reference.positions)) ** 2))
     texts = (
-        f"of {len(deviations)} modes, each at its own minimum; distances in the two differ by {shift:.3f} angstrom",
+        f"of {len(deviations)} modes, each at its own minimum; distances in the two differ by {shift:.3f} angstrom; "
+        "threshold chosen here, a third of that of the largest",
         f"mode {mode} (from 0), {found.frequencies[mode]:.1f} against {reference.frequencies[mode]:.1f} 1/cm; the "
         "threshold is the error of scaled B3LYP/6-31G(d) against experiment (Scott and Radom 1996)",
     )
