@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -257,6 +258,46 @@ def test_figures_that_have_nothing_to_show_are_left_out(tmp_path):
     page = Page((tmp_path / "bare.html").read_text(encoding="utf-8"))
     assert len(page.named("figure")) == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "bare.html"]
+
+
+def liquid(n_frames=200, **others):
+    """Oxygen hydride in a periodic box, with momenta, every fs."""
+    atoms = molecule("H2O")
+    atoms.set_cell(5.0 * np.eye(3))
+    atoms.pbc = True
+    atoms = atoms.repeat((2, 2, 2))
+    momenta = np.random.default_rng(1).normal(size=(n_frames, len(atoms), 3))
+    return trajectory(atoms, n_frames, times_fs=1.0 * np.arange(n_frames), momenta=momenta, **others)
+
+
+def test_liquids_and_vibrations_are_drawn_and_stored(tmp_path):
+    report = check(liquid(), reference=liquid())
+    write_html(report, tmp_path / "liquid.html")
+    text = (tmp_path / "liquid.html").read_text(encoding="utf-8")
+    for name in ("Radial distribution functions.", "Mean square displacement.", "Vibrational density of states."):
+        assert f"<strong>{name}</strong>" in text
+    assert len(Page(text).named("figure")) == 5  # no energies
+    curves = report.to_dict()["curves"]
+    radial = curves["radial distribution functions"]
+    assert list(radial) == ["r (angstrom)", "H-H", "H-O", "O-O"]
+    np.testing.assert_allclose(radial["H-O"], report.radial.functions["H-O"], rtol=1e-3)
+    squares = curves["mean square displacement"]
+    assert list(squares) == ["time (ps)", "H (angstrom^2)", "O (angstrom^2)"]
+    assert squares["time (ps)"][-1] == 0.02  # half of a fifth of the frames
+    density = curves["density of states"]
+    assert max(density["wavenumber (1/cm)"]) <= 5000
+    assert len(density["density (cm)"]) == len(density["wavenumber (1/cm)"]) > 20
+    assert len(json.dumps(check(liquid(3000)).to_dict()["curves"])) < 50_000
+
+
+def test_what_could_not_be_measured_is_not_drawn(tmp_path):
+    rare = check(replace(liquid(), times_fs=5.0 * np.arange(200)))
+    write_html(rare, tmp_path / "rare.html")
+    assert "Vibrational density of states." not in (tmp_path / "rare.html").read_text(encoding="utf-8")
+    verdict = next(v for v in rare.verdicts if v.name == "density of states")
+    assert "frames every 5 fs" in verdict.explanation
+    assert list(rare.to_dict()["curves"]) == ["radial distribution functions", "mean square displacement"]
+    assert check(water()).to_dict()["curves"] == {}
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

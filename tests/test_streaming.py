@@ -10,7 +10,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
 from ase.io.extxyz import write_extxyz
 
+from ggnn_ff.errors import InputError
 from ggnn_ff.stability import blocks, extxyz, trajectory
+from ggnn_ff.stability.ase_traj import read_uniform_traj
 from ggnn_ff.stability.extxyz import read_uniform
 from ggnn_ff.stability.report import check, check_trajectory
 from ggnn_ff.stability.structure import shortest_images
@@ -79,6 +81,46 @@ def test_half_written_end_is_left_out(tmp_path, monkeypatch, in_memory, tail):
     np.testing.assert_array_equal(found.positions, whole.positions)
     assert len(found.notes) == bool(tail.strip())
     assert without_fast_reader(monkeypatch, tmp_path / "run.xyz").notes == found.notes
+
+
+@pytest.mark.parametrize("cell", [None, [[9.0, 0, 0], [1.0, 8.0, 0], [0, 0, 7.0]]])
+@pytest.mark.parametrize("in_one", [1, 7, 10**6])
+def test_fast_reader_of_traj_files_reads_what_ase_reads(tmp_path, monkeypatch, cell, in_one):
+    frames = made(cell=cell)
+    for atoms in frames:
+        atoms.set_masses([16.0, 2.0, 2.0])
+        atoms.set_tags([1, 2, 3])
+    ase.io.write(tmp_path / "run.traj", frames)
+    monkeypatch.setattr(blocks, "CHUNK_VALUES", 9 * in_one)
+    found = read_uniform_traj(tmp_path / "run.traj")
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "read_uniform_traj", lambda path: None)
+        expected = read_trajectory(tmp_path / "run.traj")
+    assert_equal(found, expected)
+    np.testing.assert_array_equal(found.positions, [frame.positions for frame in frames])
+    assert_equal(read_trajectory(tmp_path / "run.traj"), expected)
+
+
+def test_traj_files_of_several_layouts(tmp_path):
+    """What only some frames have is left out; other atoms are left to ASE, who refuses them; so is a cut file."""
+    frames = made()
+    frames[7].calc = None
+    frames[8].info = {}
+    del frames[9].arrays["momenta"]
+    ase.io.write(tmp_path / "some.traj", frames)
+    found = read_uniform_traj(tmp_path / "some.traj")
+    assert len(found) == N_FRAMES
+    assert (found.energies, found.times_fs, found.momenta) == (None, None, None)
+    ase.io.write(tmp_path / "other.traj", [*made(), molecule("CH4")])
+    assert read_uniform_traj(tmp_path / "other.traj") is None
+    with pytest.raises(InputError, match="frame 40 is CH4"):
+        read_trajectory(tmp_path / "other.traj")
+    ase.io.write(tmp_path / "periodic.traj", [*made(), made(cell=np.eye(3) * 9.0)[0]])  # writes the header again
+    assert read_uniform_traj(tmp_path / "periodic.traj") is None
+    assert len(read_trajectory(tmp_path / "periodic.traj", frame_interval_fs=0.5)) == N_FRAMES + 1
+    data = (tmp_path / "some.traj").read_bytes()
+    (tmp_path / "cut.traj").write_bytes(data[: len(data) // 2])
+    assert read_uniform_traj(tmp_path / "cut.traj") is None
 
 
 def other_columns(lines):

@@ -37,6 +37,12 @@ _CAPTIONS = {
     "exchange of energy": "Exchange of energy. Kinetic and potential energy per atom, the latter from its first value.",
     "distances between all atoms": "Distances between all atoms. Their distribution h(r) over all frames.",
     "largest bond deviation": "Largest bond deviation. Of each frame; beyond the dashed line a bond counts as broken.",
+    "radial distribution functions": "Radial distribution functions. Of each pair of elements, dashed those of the "
+    "reference; the peaks of bonds may be higher than the picture.",
+    "mean square displacement": "Mean square displacement. Of each element against the centre of mass; the diffusion "
+    "coefficient is fitted where it is grey.",
+    "vibrational density of states": "Vibrational density of states. Power spectrum of the mass-weighted velocities; "
+    "its integral is 1.",
 }
 
 

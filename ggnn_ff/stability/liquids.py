@@ -121,17 +121,12 @@ def _counts(trajectory: Trajectory, pairs: np.ndarray, n_bins: int) -> np.ndarra
     return counts[:n_bins]
 
 
-def radial_distribution_verdicts(trajectory: Trajectory, reference: Trajectory) -> list[Verdict]:
-    """Mean absolute error of each g(r) against a reference trajectory of the same elements, as in arXiv 2210.07237.
+def radial_distribution_verdicts(found: RadialDistributions, expected: RadialDistributions) -> list[Verdict]:
+    """Mean absolute error of each g(r) against that of a reference with the same elements, as in arXiv 2210.07237.
 
     It is the integral of |g - g_reference| over r, up to half of the smaller box.
     """
     name = "radial distribution error"
-    for frames in (trajectory, reference):
-        if not np.all(frames.pbc):
-            reason = f"not applicable: {frames.source} is not periodic in three directions and has no density"
-            return [Verdict(name, None, "angstrom", None, None, reason)]
-    found, expected = radial_distributions(trajectory), radial_distributions(reference)
     n_bins = min(len(found.distances), len(expected.distances))
     largest = n_bins * BIN_WIDTH
     text = f"integral of |g - g_reference| up to {largest:.2f} angstrom (arXiv 2210.07237); not judged"
@@ -146,19 +141,22 @@ def radial_distribution_verdicts(trajectory: Trajectory, reference: Trajectory) 
     return verdicts
 
 
-def collapse_verdict(trajectory: Trajectory, reference: Trajectory) -> Verdict:
+def collapse_verdict(trajectory: Trajectory, reference: Trajectory, expected: RadialDistributions) -> Verdict:
     """Whether a liquid keeps its radial distribution functions, the criterion of arXiv 2210.07237 for water.
 
     The trajectory is cut into windows of `COLLAPSE_FRAMES` frames. The error of a window is the integral of
-    |g - g_reference| over r, the largest over pairs of elements; g_reference is the mean over the reference, which has
-    the same atoms. The time to collapse is the start of the first window whose error exceeds `COLLAPSE_THRESHOLD`.
-    Where windows of the reference itself do, as those of few atoms in a large box, there is no verdict.
+    |g - g_reference| over r, the largest over pairs of elements. The time to collapse is the start of the first window
+    whose error exceeds `COLLAPSE_THRESHOLD`. Where windows of the reference itself do, as those of few atoms in a large
+    box, there is no verdict.
+
+    Args:
+        trajectory: periodic in three directions.
+        reference: with the same atoms.
+        expected: `radial_distributions` of the reference.
     """
     name, unit = "liquid structure", "angstrom"
     reason = None
-    if not (np.all(trajectory.pbc) and np.all(reference.pbc)):
-        reason = "not applicable: both trajectories must be periodic in three directions"
-    elif len(trajectory.numbers) < 2:
+    if len(trajectory.numbers) < 2:
         reason = "not applicable: a single atom"
     elif trajectory.times_fs is None:
         reason = "not measured: the file has no times; give the time between frames in fs"
@@ -169,7 +167,6 @@ def collapse_verdict(trajectory: Trajectory, reference: Trajectory) -> Verdict:
             reason = f"not measured: {COLLAPSE_FRAMES} frames 0.1 ps apart are needed, and twice as many of a reference"
     if reason is not None or trajectory.times_fs is None:
         return Verdict(name, None, unit, COLLAPSE_THRESHOLD, None, reason or "not measured")
-    expected = radial_distributions(reference)
     noise = max(max(_window_errors(window, expected).values()) for window in own)
     errors = [_window_errors(window, expected) for window in windows]
     largest = np.array([max(one.values()) for one in errors])

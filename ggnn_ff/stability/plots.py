@@ -13,7 +13,8 @@ from ase.data import chemical_symbols
 from ggnn_ff.errors import InputError
 from ggnn_ff.files import write_atomically
 from ggnn_ff.stability.frames import Energies
-from ggnn_ff.stability.report import Report
+from ggnn_ff.stability.liquids import RadialDistributions
+from ggnn_ff.stability.report import LAST_WAVENUMBER, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ ELEMENT_COLORS = {1: "#8FA3B3", 6: "#333333", 7: "#0072B2", 8: "#D55E00", 9: "#0
 
 DOTS_PER_INCH = 150
 _MOST_POINTS = 4000  # per line; more cannot be seen and only cost time
+_LONGEST_BOND = 1.8  # angstrom; g(r) is drawn to the height that it has beyond
 _FS_PER_PS = 1000.0
 _MEV_PER_EV = 1000.0
 
@@ -163,13 +165,16 @@ def plot_distance_distribution(
 
 
 def plot_check(report: Report) -> "Figure":
-    """The picture of a check: energies, distance distribution and bond deviation, with the verdicts in it.
+    """The picture of a check: its panels, with the verdicts in them.
 
     Raises:
         InputError: if matplotlib is not installed.
     """
-    figure = new_figure(11.0, 6.6)
-    for axes, (title, draw) in zip(np.ravel(figure.subplots(2, 2)), check_panels(report).items(), strict=True):
+    panels = check_panels(report)
+    rows = -(-len(panels) // 2)
+    figure = new_figure(11.0, 3.3 * rows)
+    for number, (title, draw) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, number)
         draw(axes)
         axes.set_title(title, loc="left", fontsize=10)
     figure.suptitle(f"{Path(report.trajectory.source).name}: {report.summary}", fontsize=12)
@@ -177,11 +182,14 @@ def plot_check(report: Report) -> "Figure":
 
 
 def check_panels(report: Report) -> dict[str, Callable[["Axes"], None]]:
-    """The panels of a check: title to the function that draws the panel, without that title, into axes."""
+    """The panels of a check: title to the function that draws the panel, without that title, into axes.
+
+    Radial distribution functions, displacements and spectra are among them where the trajectory has them.
+    """
     trajectory = report.trajectory
     energies, n_atoms = trajectory.energies, len(trajectory.numbers)
     h = {"trajectory": report.distribution}
-    return {
+    panels: dict[str, Callable[[Axes], None]] = {
         "total energy": lambda axes: _draw_total_energy(axes, report),
         "exchange of energy": lambda axes: _draw_energy_parts(axes, energies, n_atoms),
         "distances between all atoms": lambda axes: _draw_distribution(
@@ -189,6 +197,14 @@ def check_panels(report: Report) -> dict[str, Callable[["Axes"], None]]:
         ),
         "largest bond deviation": lambda axes: _draw_bonds(axes, report),
     }
+    radial = report.radial
+    if radial is not None and radial.functions:
+        panels["radial distribution functions"] = lambda axes: _draw_radial(axes, radial, report.reference_radial)
+    if report.diffusion:
+        panels["mean square displacement"] = lambda axes: _draw_displacements(axes, report)
+    if report.spectrum is not None:
+        panels["vibrational density of states"] = lambda axes: _draw_spectrum(axes, report)
+    return panels
 
 
 def _draw_total_energy(axes: "Axes", report: Report) -> None:
@@ -263,6 +279,41 @@ def _draw_bonds(axes: "Axes", report: Report) -> None:
         axes.axvline(times[bonds.first_frame], color=COLORS[1], lw=1.2)
         axes.set_title(f"{bonds.broken} breaks", loc="right", fontsize=9, color=COLORS[1])
     label_axes(axes, label, "|length − reference| (Å)")
+
+
+def _draw_radial(axes: "Axes", found: RadialDistributions, expected: RadialDistributions | None) -> None:
+    top, beyond = 1.0, found.distances > _LONGEST_BOND
+    for color, (pair, values) in zip(_colors(len(found.functions)), found.functions.items(), strict=True):
+        if expected is not None and pair in expected.functions:
+            axes.plot(expected.distances, expected.functions[pair], color=REFERENCE_COLOR, lw=0.8, ls="--")
+        axes.plot(found.distances, values, color=color, lw=1.2, alpha=0.9, label=pair)
+        top = max(top, float(values[beyond].max(initial=0.0)))
+    axes.set_ylim(0, 1.1 * top)
+    label_axes(axes, "interatomic distance r (Å)", "g(r)")
+    axes.legend(frameon=False, fontsize=9, ncols=-(-len(found.functions) // 6))
+
+
+def _draw_displacements(axes: "Axes", report: Report) -> None:
+    for color, one in zip(_colors(len(report.diffusion)), report.diffusion, strict=True):
+        times = one.times_fs / _FS_PER_PS
+        axes.plot(*_thin(times, one.mean_square_displacement), color=color, lw=1.2, label=one.element)
+    axes.axvspan(times[one.fitted], times[-1], color="0.94", zorder=0)
+    axes.set_ylim(bottom=0)
+    label_axes(axes, "time (ps)", "mean square displacement (Å²)")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+
+
+def _draw_spectrum(axes: "Axes", report: Report) -> None:
+    for spectrum, color, label in (
+        (report.reference_spectrum, REFERENCE_COLOR, "reference"),
+        (report.spectrum, COLORS[0], "trajectory"),
+    ):
+        if spectrum is not None:
+            shown = spectrum[0] <= LAST_WAVENUMBER
+            axes.plot(spectrum[0][shown], spectrum[1][shown], color=color, lw=1.0, alpha=0.9, label=label)
+    axes.set_ylim(bottom=0)
+    label_axes(axes, "wavenumber (1/cm)", "density of states (cm)")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _times(times_fs: np.ndarray | None, count: int, counted: str = "row") -> tuple[np.ndarray, str]:

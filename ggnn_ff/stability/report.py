@@ -13,7 +13,16 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.stability.consistency import length_verdict, velocity_verdict
 from ggnn_ff.stability.dihedrals import dihedral_distributions, dihedral_verdict
 from ggnn_ff.stability.ensemble import ensemble_verdicts
-from ggnn_ff.stability.liquids import collapse_verdict, diffusion, diffusion_verdicts, radial_distribution_verdicts
+from ggnn_ff.stability.liquids import (
+    COLLAPSE_THRESHOLD,
+    Diffusion,
+    RadialDistributions,
+    collapse_verdict,
+    diffusion,
+    diffusion_verdicts,
+    radial_distribution_verdicts,
+    radial_distributions,
+)
 from ggnn_ff.stability.structure import (
     BondDeviations,
     bond_deviations,
@@ -30,9 +39,14 @@ from ggnn_ff.stability.verdicts import (
     energy_verdicts,
     momentum_verdicts,
 )
-from ggnn_ff.stability.vibrations import density_of_states_verdict
+from ggnn_ff.stability.vibrations import density_of_states_verdict, vibrational_spectrum
 
-_LARGEST_PAIR_COUNT = 50_000_000  # distances per h(r); longer trajectories are thinned, which the report says
+LAST_WAVENUMBER: float = 5000.0
+"""1/cm, where the spectra that are shown end; no molecule vibrates faster."""
+
+_MOST_DISTANCES = 50_000_000  # in an h(r); longer trajectories are thinned, which the report says
+_MOST_RADIAL_DISTANCES = 10_000_000  # in all g(r), whose bins are wider
+_MOST_POINTS = 200  # of a mean square displacement
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,11 @@ class Report:
         distances: (n_bins,) angstrom, centres of the bins of the distance distribution.
         distribution: (n_bins,) 1/angstrom, h(r) of the trajectory.
         reference_distribution: (n_bins,) 1/angstrom, h(r) of the reference, or None.
+        radial: g(r) of a trajectory that is periodic in three directions, or None.
+        reference_radial: g(r) of the reference, or None.
+        diffusion: mean square displacements of the elements of a periodic trajectory, if they could be measured.
+        spectrum: wavenumbers, 1/cm, and vibrational density of states, cm, or None.
+        reference_spectrum: those of the reference, or None.
     """
 
     trajectory: Trajectory
@@ -54,6 +73,11 @@ class Report:
     distances: np.ndarray
     distribution: np.ndarray
     reference_distribution: np.ndarray | None
+    radial: RadialDistributions | None = None
+    reference_radial: RadialDistributions | None = None
+    diffusion: tuple[Diffusion, ...] = ()
+    spectrum: tuple[np.ndarray, np.ndarray] | None = None
+    reference_spectrum: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def passed(self) -> bool:
@@ -76,7 +100,7 @@ class Report:
         return f"passed, {counted}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures and verdicts in plain types for JSON; without the series that the plots show."""
+        """The figures, verdicts and short curves in plain types for JSON; without the series of each frame."""
         trajectory, bonds = self.trajectory, self.bonds
         first_ps = None
         if bonds.first_frame is not None and trajectory.times_fs is not None:
@@ -99,6 +123,26 @@ class Report:
                 "reference_angstrom": bonds.broken_reference,
             },
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "curves": self._curves(),
+        }
+
+    def _curves(self) -> dict[str, dict[str, list[float]]]:
+        """What there is of g(r), mean square displacements and density of states, to four digits."""
+        curves: dict[str, dict[str, np.ndarray]] = {}
+        if self.radial is not None:
+            curves["radial distribution functions"] = {"r (angstrom)": self.radial.distances, **self.radial.functions}
+        if self.diffusion:
+            times = self.diffusion[0].times_fs
+            some = np.unique(np.linspace(0, len(times) - 1, _MOST_POINTS).astype(np.int64))
+            squares = {f"{one.element} (angstrom^2)": one.mean_square_displacement[some] for one in self.diffusion}
+            curves["mean square displacement"] = {"time (ps)": times[some] / 1000.0, **squares}
+        if self.spectrum is not None:
+            wavenumbers, density = self.spectrum
+            some = np.flatnonzero(wavenumbers <= LAST_WAVENUMBER)
+            curves["density of states"] = {"wavenumber (1/cm)": wavenumbers[some], "density (cm)": density[some]}
+        return {
+            title: {name: [float(f"{value:.4g}") for value in values] for name, values in columns.items()}
+            for title, columns in curves.items()
         }
 
 
@@ -170,8 +214,21 @@ def check(
         threshold=LONGEST_DEVIATION,
         reference=None if reference is None else (reference.positions, reference.cell),
     )
-    distances, distribution, stride = _distribution(trajectory)
-    expected = None if reference is None else _distribution(reference)[1]
+    frames, thinned = _thinned(trajectory, _MOST_DISTANCES)
+    distances, distribution = distance_distribution(frames.positions, frames.cell, frames.pbc)
+    spectrum = vibrational_spectrum(trajectory)
+    displacements = diffusion(trajectory) if trajectory.pbc.all() else []
+    report = Report(
+        trajectory,
+        (),
+        bonds,
+        distances,
+        distribution,
+        None,
+        radial=_radial(trajectory),
+        diffusion=() if isinstance(displacements, str) else tuple(displacements),
+        spectrum=None if isinstance(spectrum, str) else spectrum,
+    )
     verdicts = [
         *completion_verdicts(trajectory),
         *energy_verdicts(trajectory, drift_threshold),
@@ -183,15 +240,12 @@ def check(
     ]
     verdicts += ensemble_verdicts(trajectory, trajectory.temperature, trajectory.degrees_of_freedom)
     if trajectory.pbc.all():
-        verdicts += diffusion_verdicts(diffusion(trajectory))
-    if reference is not None:
-        verdicts += _against_reference(trajectory, reference)
-    if expected is not None:
-        thinned = "" if stride == 1 else f"; one frame in {stride} was used"
-        explanation = f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
-        error = distribution_error(distribution, expected)
-        verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
-    return Report(trajectory, tuple(verdicts), bonds, distances, distribution, expected)
+        verdicts += diffusion_verdicts(displacements)
+    if reference is None:
+        if isinstance(spectrum, str):
+            verdicts.append(Verdict("density of states", None, "", None, None, f"not measured: {spectrum}"))
+        return replace(report, verdicts=tuple(verdicts))
+    return _against_reference(replace(report, verdicts=tuple(verdicts)), reference, spectrum, thinned)
 
 
 def _renumbered(reference: Trajectory, trajectory: Trajectory) -> Trajectory:
@@ -218,13 +272,35 @@ def _renumbered(reference: Trajectory, trajectory: Trajectory) -> Trajectory:
     )
 
 
-def _against_reference(trajectory: Trajectory, reference: Trajectory) -> list[Verdict]:
-    """What needs both: dihedral angles, the vibrational spectrum, and for liquids radial distribution functions."""
-    verdicts = [dihedral_verdict(dihedral_distributions(trajectory, reference))]
-    verdicts.append(density_of_states_verdict(trajectory, reference))
-    if trajectory.pbc.all():
-        verdicts += [collapse_verdict(trajectory, reference), *radial_distribution_verdicts(trajectory, reference)]
-    return verdicts
+def _against_reference(
+    report: Report, reference: Trajectory, spectrum: tuple[np.ndarray, np.ndarray] | str, thinned: str
+) -> Report:
+    """The report with what needs both: angles, vibrations, distances, and of liquids the radial distributions."""
+    trajectory = report.trajectory
+    frames, _ = _thinned(reference, _MOST_DISTANCES)
+    expected = distance_distribution(frames.positions, frames.cell, frames.pbc)[1]
+    expected_spectrum = vibrational_spectrum(reference)
+    verdicts = [
+        dihedral_verdict(dihedral_distributions(trajectory, reference)),
+        density_of_states_verdict(spectrum, expected_spectrum),
+    ]
+    radial = _radial(reference)
+    if report.radial is not None and radial is not None:
+        verdicts.append(collapse_verdict(trajectory, reference, radial))
+        verdicts += radial_distribution_verdicts(report.radial, radial)
+    elif report.radial is not None:
+        reason = f"not applicable: {reference.source} is not periodic in three directions and has no density"
+        verdicts.append(Verdict("liquid structure", None, "angstrom", COLLAPSE_THRESHOLD, None, reason))
+    explanation = f"integral of |h - h_reference| over r, from 0 to 2 (arXiv 2210.07237); not judged{thinned}"
+    error = distribution_error(report.distribution, expected)
+    verdicts.append(Verdict("distance distribution error", error, "", None, None, explanation))
+    return replace(
+        report,
+        verdicts=(*report.verdicts, *verdicts),
+        reference_distribution=expected,
+        reference_radial=radial,
+        reference_spectrum=None if isinstance(expected_spectrum, str) else expected_spectrum,
+    )
 
 
 def _ensemble(trajectory: Trajectory, given: str | None) -> str | None:
@@ -253,10 +329,14 @@ def _temperature(trajectory: Trajectory, given: float | None) -> float | None:
     return trajectory.temperature if given is None else given
 
 
-def _distribution(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray, int]:
-    """Bin centres, h(r), and of how many frames one was used."""
+def _radial(trajectory: Trajectory) -> RadialDistributions | None:
+    """g(r) where there is a density."""
+    return radial_distributions(_thinned(trajectory, _MOST_RADIAL_DISTANCES)[0]) if trajectory.pbc.all() else None
+
+
+def _thinned(trajectory: Trajectory, most: int) -> tuple[Trajectory, str]:
+    """Frames with at most so many distances between atoms, and what to say if those are not all frames."""
     n_atoms = len(trajectory.numbers)
-    pairs = len(trajectory) * n_atoms * (n_atoms - 1) // 2
-    stride = max(1, -(-pairs // _LARGEST_PAIR_COUNT))
-    centres, h = distance_distribution(trajectory.positions[::stride], trajectory.cell[::stride], trajectory.pbc)
-    return centres, h, stride
+    stride = max(1, -(-len(trajectory) * n_atoms * (n_atoms - 1) // 2 // most))
+    frames = replace(trajectory, positions=trajectory.positions[::stride], cell=trajectory.cell[::stride])
+    return frames, "" if stride == 1 else f"; one frame in {stride} was used"

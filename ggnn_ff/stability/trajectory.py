@@ -13,6 +13,7 @@ from ase import Atoms
 
 from ggnn_ff.dynamics.layout import COMPLETE, ENERGY_COLUMNS, STOPPED
 from ggnn_ff.errors import InputError
+from ggnn_ff.stability.ase_traj import read_uniform_traj
 from ggnn_ff.stability.blocks import Rows, chunks, read_rows
 from ggnn_ff.stability.extxyz import read_uniform
 from ggnn_ff.stability.frames import Energies, Trajectory
@@ -131,6 +132,9 @@ def _read_extxyz(path: Path) -> Trajectory:
 
 
 def _read_with_ase(path: Path) -> Trajectory:
+    uniform = read_uniform_traj(path) if path.suffix.lower() == ".traj" else None
+    if uniform is not None:
+        return uniform
     notes: list[str] = []
     frames = _xyz_frames(path, notes) if path.suffix.lower() in XYZ_SUFFIXES else ase.io.iread(path, index=":")
     trajectory = _from_frames(_explained(frames, path), path)

@@ -44,6 +44,10 @@ RESOLUTION: float = 10.0
 _LINEAR = 5e-3  # of moments of inertia, about the axis over across it: CO2 that bends has less, HNCO 0.012
 _STILL = 1e-6  # share of the momenta that files may round away
 _NOT_FINITE = "the forces became infinite or NaN on the way to a minimum or next to it"
+FASTEST: dict[bool, float] = {True: 4000.0, False: 2400.0}
+"""1/cm, to be expected with and without hydrogen: above O-H in water (harmonic 3943) and N2 (2359). Frames that are too
+rare for them show them elsewhere."""
+
 _WAVENUMBER = units._hbar * units.J * units.second / units.invcm  # of an angular frequency in ASE's unit, 1/cm
 _WAVENUMBER_OF_INVERSE_FS = 1e15 / (100.0 * units._c)  # of a frequency of 1/fs, 1/cm
 
@@ -216,21 +220,50 @@ def density_of_states(
     return wavenumbers, density / (density.sum() * wavenumbers[1])
 
 
-def density_of_states_verdict(trajectory: Trajectory, reference: Trajectory) -> Verdict:
+def vibrational_spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
+    """Wavenumbers (K,), 1/cm, and density of states (K,), cm, without flight and rotation of the whole; or why none."""
+    source = trajectory.source
+    if trajectory.momenta is None or not np.any(trajectory.momenta):
+        return f"{source} has no momenta"
+    if trajectory.times_fs is None:
+        return f"{source} has no times; give the time between frames in fs"
+    if len(trajectory) < LEAST_ROWS:
+        return f"{source} has {len(trajectory)} frames, {LEAST_ROWS} are needed"
+    steps = np.diff(trajectory.times_fs)
+    if not np.allclose(steps, steps[0], rtol=1e-3):
+        return f"{source} has frames at uneven times"
+    interval, fastest = float(steps.mean()), FASTEST[bool(np.any(trajectory.numbers == 1))]
+    if 0.5 * _WAVENUMBER_OF_INVERSE_FS / interval < fastest:
+        return (
+            f"{source} has frames every {interval:.3g} fs, and {0.5 * _WAVENUMBER_OF_INVERSE_FS / fastest:.1f} fs or "
+            f"less are needed for vibrations up to {fastest:.0f} 1/cm; write frames more often"
+        )
+    momenta = internal_momenta(trajectory)
+    if np.abs(momenta).max() <= _STILL * np.abs(trajectory.momenta).max():
+        return f"{source} moves as a whole and does not vibrate"
+    return density_of_states(momenta, 1.0 / trajectory.masses, interval)  # p^2 / m is m v^2: no division
+
+
+def density_of_states_verdict(
+    found: tuple[np.ndarray, np.ndarray] | str, expected: tuple[np.ndarray, np.ndarray] | str
+) -> Verdict:
     """How much of the vibrational density of states is elsewhere than in a reference: half the integral of |g - g_ref|.
 
     0 for equal spectra, 1 for disjoint ones. Both spectra are compared on the coarser of their grids.
+
+    Args:
+        found: `vibrational_spectrum` of a trajectory.
+        expected: that of the reference.
     """
     name = "density of states difference"
     spectra = []
-    for frames in (trajectory, reference):
-        spectrum = _spectrum(frames)
+    for spectrum in (found, expected):
         if isinstance(spectrum, str):
-            return Verdict(name, None, "", None, None, f"not measured: {frames.source} {spectrum}")
+            return Verdict(name, None, "", None, None, f"not measured: {spectrum}")
         spectra.append(spectrum)
     grid = max((wavenumbers for wavenumbers, _ in spectra), key=lambda wavenumbers: wavenumbers[1])
-    found, expected = (np.interp(grid, *spectrum, right=0.0) for spectrum in spectra)
-    difference = 0.5 * np.abs(found / found.sum() - expected / expected.sum()).sum()
+    one, other = (np.interp(grid, *spectrum, right=0.0) for spectrum in spectra)
+    difference = 0.5 * np.abs(one / one.sum() - other / other.sum()).sum()
     text = (
         f"from 0, equal, to 1, disjoint; without flight and rotation of the whole; points every {grid[1]:.1f} 1/cm; "
         "not judged. Vibrations above "
@@ -267,21 +300,3 @@ def internal_momenta(trajectory: Trajectory) -> np.ndarray:
             found = found - masses[:, None] * np.einsum("ta,tnak->tnk", rotation, turns)
         momenta.extend(found)
     return momenta.array()
-
-
-def _spectrum(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray] | str:
-    """Wavenumbers and density of states, or why there is none."""
-    if trajectory.momenta is None or not np.any(trajectory.momenta):
-        return "has no momenta"
-    if trajectory.times_fs is None:
-        return "has no times; give the time between frames in fs"
-    if len(trajectory) < LEAST_ROWS:
-        return f"has {len(trajectory)} frames, {LEAST_ROWS} are needed"
-    steps = np.diff(trajectory.times_fs)
-    if not np.allclose(steps, steps[0], rtol=1e-3):
-        return "has frames at uneven times"
-    momenta = internal_momenta(trajectory)
-    if np.abs(momenta).max() <= _STILL * np.abs(trajectory.momenta).max():
-        return "moves as a whole and does not vibrate"
-    inverse = 1.0 / trajectory.masses  # p^2 / m is m v^2, and the momenta need no division
-    return density_of_states(momenta, inverse, float(steps.mean()))
