@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -40,16 +40,19 @@ def _read(path: Path, file: IO[bytes], first: Atoms) -> Trajectory | None:
         start = int(offsets[part.start - 1]) // _BYTES * _BYTES if part.start else 0
         file.seek(start)
         data = file.read(int(offsets[part.stop]) - start if part.stop < len(offsets) else -1)
-        records = [_record(data, int(offset) - start) for offset in offsets[part]]
-        if any("numbers." in record for record in records[1 if part.start == 0 else 0 :]):
-            return None  # only the first frame names the atoms, if they stay the same
-        positions.extend(_arrays(data, start, records, "positions.", n_atoms))
-        cell.extend(np.array([record["cell"] for record in records], dtype=np.float64))
-        moving = _arrays(data, start, records, "momenta.", n_atoms)
+        found = _Found([], [], [], [], [])  # numbers only: dictionaries that are kept cost time to look through
+        for index, offset in enumerate(offsets[part], start=part.start):
+            record = _record(data, int(offset) - start)
+            if index > 0 and "numbers." in record:
+                return None  # other atoms than in the first frame
+            found.add(record, n_atoms)
+        positions.extend(_arrays(data, start, found.positions, n_atoms))
+        cell.extend(np.array(found.cell, dtype=np.float64).reshape(-1, 3, 3))
+        moving = _arrays(data, start, found.momenta, n_atoms)
         momenta.extend(moving)
         kinetic.extend(0.5 * np.einsum("tnk,tnk,n->t", moving, moving, 1.0 / masses))
-        times.extend(_numbers(records, "info", "time_fs"))
-        potential.extend(_numbers(records, "calculator.", "energy"))
+        times.extend(np.array(found.times, dtype=np.float64))
+        potential.extend(np.array(found.energies, dtype=np.float64))
 
     def complete(rows: Rows) -> np.ndarray | None:
         return rows.array() if rows.length == len(offsets) else None
@@ -71,24 +74,45 @@ def _read(path: Path, file: IO[bytes], first: Atoms) -> Trajectory | None:
 def _record(data: bytes, start: int) -> dict[str, Any]:
     """What is said of a frame: numbers, and where its arrays are."""
     end = start + _BYTES + int.from_bytes(data[start : start + _BYTES], "little")
-    record = json.loads(data[start + _BYTES : end])
+    record = json.loads(data[start + _BYTES : end].decode())
     if "_little_endian" in record:
         raise ValueError("a file of another byte order")
     return record
 
 
-def _arrays(data: bytes, start: int, records: list[dict[str, Any]], name: str, n_atoms: int) -> np.ndarray:
-    """(K, N, 3) of the K records that have such an array; `start` is where the data begin in the file."""
-    found = [record[name]["ndarray"] for record in records if name in record]
-    if any(shape != [n_atoms, 3] or dtype != "float64" for shape, dtype, _ in found):
-        raise ValueError("arrays of another shape or type")
-    places = np.array([place for _, _, place in found], dtype=np.int64) - start
-    if np.any(places < 0) or np.any(places % _BYTES):
+class _Found(NamedTuple):
+    """What the records of some frames say; of momenta, times and energies only those that there are."""
+
+    positions: list[int]  # places in the file
+    momenta: list[int]
+    cell: list[float]
+    times: list[float]
+    energies: list[float]
+
+    def add(self, record: dict[str, Any], n_atoms: int) -> None:
+        self.positions.append(_place(record["positions."], n_atoms))
+        if "momenta." in record:
+            self.momenta.append(_place(record["momenta."], n_atoms))
+        for vector in record["cell"]:
+            self.cell.extend(vector)
+        if "time_fs" in record.get("info", {}):
+            self.times.append(record["info"]["time_fs"])
+        if "energy" in record.get("calculator.", {}):
+            self.energies.append(record["calculator."]["energy"])
+
+
+def _place(entry: dict[str, Any], n_atoms: int) -> int:
+    """Where the array (N, 3) of a frame begins in the file."""
+    shape, dtype, place = entry["ndarray"]
+    if shape != [n_atoms, 3] or dtype != "float64":
+        raise ValueError("an array of another shape or type")
+    return place
+
+
+def _arrays(data: bytes, start: int, places: list[int], n_atoms: int) -> np.ndarray:
+    """(K, N, 3) at K places in a file, of which the data begin at `start`."""
+    first = np.array(places, dtype=np.int64) - start
+    if np.any(first < 0) or np.any(first % _BYTES):
         raise ValueError("arrays at other places")
     values = np.frombuffer(data, np.float64, len(data) // _BYTES)
-    return values[places[:, None] // _BYTES + np.arange(3 * n_atoms)].reshape(-1, n_atoms, 3)
-
-
-def _numbers(records: list[dict[str, Any]], group: str, key: str) -> np.ndarray:
-    """(K,) of the K records that have such a number."""
-    return np.array([record[group][key] for record in records if key in record.get(group, {})], dtype=np.float64)
+    return values[first[:, None] // _BYTES + np.arange(3 * n_atoms)].reshape(-1, n_atoms, 3)
