@@ -254,9 +254,12 @@ def test_frames_too_rare_for_the_fastest_vibrations_are_not_measured():
         (4, [6, 8, 6, 8], False),
     ]:
         thinned = replace(
-            frames, times_fs=TIMES_FS[::step], momenta=frames.momenta[::step], positions=frames.positions[::step],
+            frames,
+            times_fs=TIMES_FS[::step],
+            momenta=frames.momenta[::step],
+            positions=frames.positions[::step],
             numbers=np.array(numbers),
-        )  # fmt: skip
+        )
         found = vibrational_spectrum(thinned)
         assert isinstance(found, tuple) == measured
         assert measured or "write frames more often" in found
