@@ -208,7 +208,7 @@ BROKEN_TRAJECTORIES = {
     ),
     "broken bond": ({"change": torn}, {BONDS, BROKEN}, {ANGULAR}),  # whose arm grew
     "positions in nm": ({"change": scaled(positions=0.1)}, {LENGTHS, VELOCITIES}, set()),
-    "positions in bohr": ({"change": scaled(positions=1 / units.Bohr)}, {LENGTHS, VELOCITIES}, {BONDS}),
+    "positions in bohr": ({"change": scaled(positions=1 / units.Bohr)}, {LENGTHS, VELOCITIES}, {BONDS, BROKEN}),
     "velocities in angstrom/fs": ({"change": scaled(momenta=units.fs)}, {RATIO, VELOCITIES}, {DRIFT}),
     "energies in kcal/mol": ({"change": scaled(energy=units.mol / units.kcal)}, {RATIO}, {DRIFT}),
     "energies in hartree": ({"change": scaled(energy=1 / units.Hartree)}, {RATIO}, {DRIFT}),
@@ -218,7 +218,7 @@ BROKEN_TRAJECTORIES = {
 RIGHT_TRAJECTORIES = {
     "springs": ({}, set()),
     "springs, larger time step": ({"timestep": 1.0}, set()),
-    "Lennard-Jones": ({"atoms": argon, "timestep": 5.0}, {LENGTHS, BONDS}),  # no bonds
+    "Lennard-Jones": ({"atoms": argon, "timestep": 5.0}, {LENGTHS, BONDS, BROKEN}),  # no bonds
     "GFN2-xTB": ({"atoms": bound_by_electrons, "steps": 400}, set()),
 }
 

@@ -547,10 +547,10 @@ def test_numbers_that_blow_up_stop_the_run(tmp_path, name, first):
     good = ase.io.read(tmp_path / "last_good.xyz")
     assert np.isfinite(good.positions).all()
     assert np.isfinite(good.get_momenta()).all()
-    assert record(tmp_path)["status"].startswith("stopped: positions, forces or energy are not finite")
+    assert "are not finite" in record(tmp_path)["status"]
     assert b"nan" not in b"".join(written(tmp_path))
     if (name, first) == ("energy", 1):
-        with pytest.raises(InputError, match="has no frame to check: the run was stopped: positions"):
+        with pytest.raises(InputError, match="has no frame to check: the run was stopped: .* not finite"):
             check_trajectory(tmp_path)
     else:
         report = check_trajectory(tmp_path)

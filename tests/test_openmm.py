@@ -227,7 +227,7 @@ def test_no_atoms_are_refused(potential):
 
 
 def test_dtype_of_a_loaded_potential_is_not_changed_in_silence(potential):
-    with pytest.raises(InputError, match="was loaded as float64 already, got dtype='float32'"):
+    with pytest.raises(InputError, match="was loaded as float64 on cpu already, got dtype='float32'"):
         openmm_force(potential, make_topology(ethanol()), dtype="float32")
 
 
