@@ -265,7 +265,8 @@ def _worst(reports: Sequence[Report]) -> list[Verdict]:
         before = found.get(verdict.name)
         if before is None or rank < (severity[before.passed], -abs(before.value or 0.0)):
             found[verdict.name] = verdict
-    return [verdict for verdict in found.values() if verdict.value is not None or verdict.passed is not None]
+    told = [verdict for verdict in found.values() if verdict.value is not None or verdict.passed is not None]
+    return [replace(verdict, name=f"hot runs: {verdict.name}") for verdict in told]
 
 
 def certification(certificate: Certificate) -> Certification:

@@ -73,7 +73,8 @@ def test_a_calculator_that_gives_up_fails_its_checks_and_still_gets_a_certificat
 def test_hot_runs_are_checked_as_trajectories(tmp_path):
     found = certify(subject(Morse), cluster(), tmp_path, SHORT)
     names = {verdict.name for verdict in found.sections["stability"]}
-    assert {"time to collapse", "bonds formed"} <= names
+    assert {"time to collapse", "hot runs: bonds formed"} <= names
+    assert len({verdict.name for verdict in found.verdicts}) == len(found.verdicts)
     assert [report.trajectory.ensemble for report in found.hot] == ["langevin"] * SHORT.seeds
     assert certification(found).protocol["hot_ps"] == SHORT.hot_ps
 

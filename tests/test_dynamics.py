@@ -550,7 +550,7 @@ def test_numbers_that_blow_up_stop_the_run(tmp_path, name, first):
     assert "are not finite" in record(tmp_path)["status"]
     assert b"nan" not in b"".join(written(tmp_path))
     if (name, first) == ("energy", 1):
-        with pytest.raises(InputError, match="has no frame to check: the run was stopped: .* not finite"):
+        with pytest.raises(InputError, match=r"has no frame to check: the run was stopped: .* not finite"):
             check_trajectory(tmp_path)
     else:
         report = check_trajectory(tmp_path)
