@@ -293,10 +293,14 @@ def internal_momenta(trajectory: Trajectory) -> np.ndarray:
         if not trajectory.pbc.any():
             positions = trajectory.positions[part]
             arms = positions - (np.einsum("n,tnk->tk", masses, positions) / masses.sum())[:, None]
-            turns = np.cross(np.eye(3), arms[:, :, None])  # (t, N, 3, 3), the rows e_a x r
-            inertia = np.einsum("n,tnak,tnbk->tab", masses, turns, turns)
-            angular = np.cross(arms, found).sum(axis=1)
-            rotation = np.einsum("tab,tb->ta", np.linalg.pinv(inertia, rcond=_LINEAR, hermitian=True), angular)
-            found = found - masses[:, None] * np.einsum("ta,tnak->tnk", rotation, turns)
+            spread = np.swapaxes(masses[:, None] * arms, 1, 2) @ arms  # (t, 3, 3), sum of m r r
+            size = np.trace(spread, axis1=1, axis2=2)
+            inertia, angular = size[:, None, None] * np.eye(3) - spread, np.cross(arms, found).sum(axis=1)
+            linear = np.linalg.det(inertia) <= _LINEAR * size**3
+            rotation = np.empty_like(angular)
+            rotation[~linear] = np.linalg.solve(inertia[~linear], angular[~linear, :, None])[:, :, 0]
+            inverse = np.linalg.pinv(inertia[linear], rcond=_LINEAR, hermitian=True)
+            rotation[linear] = np.einsum("tab,tb->ta", inverse, angular[linear])
+            found = found - masses[:, None] * np.cross(rotation[:, None], arms)
         momenta.extend(found)
     return momenta.array()
