@@ -227,12 +227,7 @@ def certify(
         nve = check_trajectory(folder / "nve")
         sections["constant energy"] = list(nve.verdicts)
     say(f"{protocol.seeds} runs of {protocol.hot_ps:g} ps at {protocol.hot_temperature:g} K")
-    runs = [read_trajectory(one) for one in _hot_runs(subject, atoms, folder / "hot", protocol)]
-    expected = None
-    with suppress(InputError):  # frames of other molecules have no such distributions
-        expected = None if labelled is None else frames_as_trajectory(labelled, atoms)
-    hot = [check(run, reference=expected) for run in runs]
-    sections["stability"] = [collapse_verdict(collapse_times(runs)), *_worst(hot)]
+    sections["stability"], hot = _hot_verdicts(subject, atoms, folder / "hot", protocol, labelled)
     if labelled is not None:
         say("errors")
         sections["errors"] = _evaluated(_error_verdicts, subject, labelled)
@@ -337,8 +332,27 @@ def _integrator_verdicts(subject: Subject, warm: Atoms, protocol: Protocol) -> l
     return [*scaling_verdicts(scaling), convergence_verdict(steps, totals), reversibility_verdict(moving)]
 
 
+def _hot_verdicts(
+    subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol, labelled: LabelledFrames | None
+) -> tuple[list[Verdict], list[Report]]:
+    """Of several seeds: the time to collapse, and what their checks say."""
+    try:
+        runs = [read_trajectory(one) for one in _hot_runs(subject, atoms, folder, protocol)]
+    except UnstableDynamics as error:
+        return [Verdict("time to collapse", None, "ps", None, False, f"before the first frame: {error}")], []
+    expected = None
+    with suppress(InputError):  # frames of other molecules have no such distributions
+        expected = None if labelled is None else frames_as_trajectory(labelled, atoms)
+    reports = [check(run, reference=expected) for run in runs]
+    return [collapse_verdict(collapse_times(runs)), *_worst(reports)], reports
+
+
 def _hot_runs(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> list[Path]:
-    """The folders of several seeds; potentials run them in one evaluation."""
+    """The folders of several seeds; potentials run them in one evaluation.
+
+    Raises:
+        UnstableDynamics: there is no first frame.
+    """
     settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
     if isinstance(subject.used, LoadedPotential):
         batched = settings.model_copy(update={"host": "batched"})
@@ -347,7 +361,9 @@ def _hot_runs(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) 
         ]
     folders = [folder / f"seed-{seed}" for seed in range(protocol.seeds)]
     for seed, one in enumerate(folders):
-        _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
+        stopped = _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
+        if stopped is not None and (one / "trajectory.xyz").stat().st_size == 0:
+            raise UnstableDynamics(stopped)
     return folders
 
 

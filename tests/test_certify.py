@@ -21,6 +21,7 @@ from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential, write_certification
+from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.md17_stability import md17_stability, stability_table
 
 SHORT = Protocol(
@@ -68,6 +69,23 @@ def test_a_calculator_that_gives_up_fails_its_checks_and_still_gets_a_certificat
     assert given_up
     assert all(verdict.passed is False for verdict in given_up)
     assert json.loads((tmp_path / "certificate.json").read_text())["passed"] is False
+
+
+class NotANumber(Morse):
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {name: np.asarray(value) * np.nan for name, value in self.results.items()}
+
+
+def test_nothing_but_nan_fails_and_gets_a_certificate(tmp_path, trained_folder):
+    found = certify(subject(NotANumber), cluster(), tmp_path / "calculator", SHORT)
+    assert {"equilibration", "time to collapse"} <= failed(found)
+    spoiled = load_potential(trained_folder)
+    spoiled.module.potential.scale.fill_(float("nan"))
+    calculators = (GGNNCalculator(spoiled, compile=False) for _ in range(2))
+    potential = Subject("spoiled", *calculators, spoiled)
+    found = certify(potential, spoiled.contract.example.atoms(), tmp_path / "potential", SHORT)
+    assert {"equilibration", "time to collapse"} <= failed(found)
 
 
 def test_hot_runs_are_checked_as_trajectories(tmp_path):

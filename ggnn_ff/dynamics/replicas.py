@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements, tell_of_contract
-from ggnn_ff.dynamics.guard import COLLAPSED, NOT_FINITE
+from ggnn_ff.dynamics.guard import COLLAPSED, FIRST_NOT_FINITE, NOT_FINITE
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run import make_guard, steps_to_look
 from ggnn_ff.dynamics.run_files import CHECKPOINT_SECONDS, RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom, first_state
 from ggnn_ff.dynamics.thermostats import CHAIN_LENGTH, nose_hoover_half_step, ornstein_uhlenbeck_step
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import Structure, from_atoms
 from ggnn_ff.neighbors import SkinNeighborList, check_apart
@@ -64,6 +64,7 @@ def run_replicas(
 
     Raises:
         InputError: a structure or setting that does not fit, or a folder with other runs.
+        UnstableDynamics: the first structure cannot be evaluated.
     """
     if settings.host != "batched":
         raise InputError(f"`settings.host` must be 'batched', got {settings.host!r}; or use run_md")
@@ -75,7 +76,10 @@ def run_replicas(
     potential = fast_form(potential, compile)
     each = [settings.model_copy(update={"seed": settings.seed + k}) for k in range(n_replicas)]
     starts = [first_state(atoms, one) for one in each]
-    batch = Batch(potential, starts, settings)
+    try:
+        batch = Batch(potential, starts, settings)
+    except BrokenReplicasError as error:
+        raise UnstableDynamics(FIRST_NOT_FINITE) from error
     runs: list[_Run] = []
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     try:
