@@ -420,7 +420,8 @@ def _md17_stability(
     if reference_data is None:
         raise InputError(f"`reference_data` must be given for protocol {NAME}: frames of the reference method at 500 K")
     atoms = find_structure(structure)
-    row = md17_stability(load_potential(potential), atoms, reference_data, output, seeds=seeds or SEEDS)
+    loaded, seeds = load_potential(potential), SEEDS if seeds is None else seeds
+    row = md17_stability(loaded, atoms, reference_data, output, seeds=seeds)
     write_atomically(output / "stability.json", holding(json.dumps(asdict(row), indent=1) + "\n"))
     print(stability_table([row]))
     console.print(f"runs and stability.json in {output}", soft_wrap=True, markup=False)

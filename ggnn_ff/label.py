@@ -74,14 +74,9 @@ def label(
         "engine": f"{engine} ({engine_version(engine)})",
         "corrections": [calculator.potential.contract.identity for calculator in adding],
         "difference": difference,
+        **({} if length_unit is None else {"length_unit": length_unit}),  # of what the engine is given
     }
-    for k, atoms in enumerate(structures):
-        try:
-            check_electrons(atoms)
-        except InputError as error:
-            raise InputError(f"`paths`, frame {k} of all: {error}") from error
-        for calculator in adding:
-            check_elements(calculator.potential.contract, atoms.numbers)
+    _check_structures(structures, adding)
     journal = Journal(unfinished, settings)
     try:
         with one_thread():
@@ -116,6 +111,16 @@ def _check_arguments(
             raise InputError(f"`{name}` is of the labels in the files, which are used only with `difference`; drop it")
     if not paths:
         raise InputError("`paths` must name at least one file, got none")
+
+
+def _check_structures(structures: Sequence[Atoms], adding: Sequence[GGNNCalculator]) -> None:
+    for k, atoms in enumerate(structures):
+        try:
+            check_electrons(atoms)
+        except InputError as error:
+            raise InputError(f"`paths`, frame {k} of all: {error}") from error
+        for calculator in adding:
+            check_elements(calculator.potential.contract, atoms.numbers)
 
 
 def _one_level(files: list[LabelledFrames]) -> list[LabelledFrames]:
