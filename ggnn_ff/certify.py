@@ -1,6 +1,5 @@
 """A potential proves itself: every check of `stability/`, on the potential and on dynamics with it, in one folder."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +17,14 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from pydantic import BaseModel, ConfigDict, Field
 
 from ggnn_ff.contract import Certification, CertifiedFigure, check_elements
-from ggnn_ff.data.engines import ENGINES, engine_calculator
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.errors import InputError, UnstableDynamics
-from ggnn_ff.export import LoadedPotential, load_potential
+from ggnn_ff.export import LoadedPotential
 from ggnn_ff.files import holding, write_atomically
-from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.md17_stability import frames_as_trajectory
 from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
 from ggnn_ff.stability.html import broken_bond, render_html
@@ -45,6 +42,7 @@ from ggnn_ff.stability.topology import collapse_times, collapse_verdict
 from ggnn_ff.stability.trajectory import read_trajectory
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.vibrations import frequency_verdicts, harmonic_frequencies
+from ggnn_ff.subjects import Subject
 from ggnn_ff.training.evaluation import evaluate_frames
 
 Measure = Callable[..., Verdict | list[Verdict]]
@@ -65,56 +63,6 @@ class Protocol(BaseModel):
     hot_temperature: float = Field(default=500.0, gt=0.0, description="K")
     hot_ps: float = Field(default=100.0, gt=0.0, alias="hot", description="of each hot run")
     seeds: int = Field(default=3, ge=1, description="hot runs")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is certified.
-
-    Attributes:
-        name: for people.
-        exact: its calculator in float64, for what is measured on single structures.
-        fresh: another one like `exact`.
-        used: what a user runs dynamics with: a potential, or a calculator.
-    """
-
-    name: str
-    exact: Calculator
-    fresh: Calculator
-    used: LoadedPotential | Calculator
-
-
-def potential_subject(name_or_path: str | Path) -> Subject:
-    """A potential, under the name that it is given by; takes and raises what `load_potential` does."""
-    in_float64 = load_potential(name_or_path, dtype="float64")
-    exact, fresh = (GGNNCalculator(in_float64, compile=False) for _ in range(2))
-    return Subject(str(name_or_path), exact, fresh, load_potential(name_or_path))
-
-
-def calculator_subject(name: str) -> Subject:
-    """A calculator by name: `gfn2-xtb` (or `xtb`), or `mace:FILE`, a model of mace-torch.
-
-    Files of mace-torch are pickled and run code when they are loaded: give only those of people you trust.
-
-    Raises:
-        InputError: no such calculator, or it is not installed.
-    """
-    name = "gfn2-xtb" if name == "xtb" else name
-    kind, _, path = name.partition(":")
-    if name in ENGINES:
-        return Subject(ENGINES[name], *(engine_calculator(name) for _ in range(3)))
-    if kind != "mace" or not path:
-        raise InputError(f"`calculator` must be {', '.join(ENGINES)} or mace:FILE, got {name!r}")
-    if not Path(path).is_file():
-        raise InputError(f"`calculator` must name a file that exists after mace:, got {path}")
-    try:
-        from mace.calculators import MACECalculator
-    except ImportError as error:
-        raise InputError(f"`calculator` mace needs mace-torch, which cannot be imported ({error})") from error
-    calculator, fresh = (MACECalculator(model_paths=path, device="cpu", default_dtype="float64") for _ in range(2))
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    calculator.parameters["model_sha256"] = digest  # parameters tell runs with one calculator from those with another
-    return Subject(f"mace-torch {path}", calculator, fresh, calculator)
 
 
 @dataclass(frozen=True)

@@ -365,10 +365,11 @@ def certify(
     Symmetry, forces as a gradient, vibrations of molecules, time steps, energy conservation and stability. Run again to
     go on after a kill.
     """
-    from ggnn_ff.certify import Protocol, calculator_subject, certification, potential_subject
+    from ggnn_ff.certify import Protocol, certification
     from ggnn_ff.certify import certify as run
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import write_certification
+    from ggnn_ff.subjects import calculator_subject, potential_subject
 
     if (potential is None) == (calculator is None):
         raise InputError("`potential` or `calculator` must be given, one of the two")

@@ -16,13 +16,14 @@ from test_html import Page, browse, needs_browser
 from typer.testing import CliRunner
 
 from ggnn_ff import cli
-from ggnn_ff.certify import Protocol, Subject, calculator_subject, certification, certify, potential_subject
+from ggnn_ff.certify import Protocol, certification, certify
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential, write_certification
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.md17_stability import md17_stability, stability_table
+from ggnn_ff.subjects import Subject, calculator_subject, potential_subject
 
 SHORT = Protocol(
     temperature=50.0, equilibration_ps=0.05, scaling_ps=0.1, nve_ps=0.2, hot_temperature=60.0, hot_ps=0.1, seeds=2
