@@ -99,7 +99,7 @@ def find_row(name: str, source: str, arguments: argparse.Namespace) -> Stability
         find_structure(arguments.structure),
         arguments.reference_data,
         arguments.output / name,
-        name=name,
+        name,
         picoseconds=arguments.picoseconds,
         seeds=arguments.seeds,
     )

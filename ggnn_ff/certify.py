@@ -284,35 +284,18 @@ def _hot_verdicts(
     subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol, labelled: LabelledFrames | None
 ) -> tuple[list[Verdict], list[Report]]:
     """Of several seeds: the time to collapse, and what their checks say."""
+    settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
+    batched = settings.model_copy(update={"host": "batched"})
     try:
-        runs = [read_trajectory(one) for one in _hot_runs(subject, atoms, folder, protocol)]
+        replicas = run_replicas(subject.used, atoms, folder, batched, protocol.seeds, progress=False)
     except UnstableDynamics as error:
         return [Verdict("time to collapse", None, "ps", None, False, f"before the first frame: {error}")], []
+    runs = [read_trajectory(replica.folder) for replica in replicas]
     expected = None
     with suppress(InputError):  # frames of other molecules have no such distributions
         expected = None if labelled is None else frames_as_trajectory(labelled, atoms)
     reports = [check(run, reference=expected) for run in runs]
     return [collapse_verdict(collapse_times(runs)), *_worst(reports)], reports
-
-
-def _hot_runs(subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol) -> list[Path]:
-    """The folders of several seeds; potentials run them in one evaluation.
-
-    Raises:
-        UnstableDynamics: there is no first frame.
-    """
-    settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
-    if isinstance(subject.used, LoadedPotential):
-        batched = settings.model_copy(update={"host": "batched"})
-        return [
-            one.folder for one in run_replicas(subject.used, atoms, folder, batched, protocol.seeds, progress=False)
-        ]
-    folders = [folder / f"seed-{seed}" for seed in range(protocol.seeds)]
-    for seed, one in enumerate(folders):
-        stopped = _run(subject, atoms, one, settings.model_copy(update={"seed": seed}))
-        if stopped is not None and (one / "trajectory.xyz").stat().st_size == 0:
-            raise UnstableDynamics(stopped)
-    return folders
 
 
 def _error_verdicts(subject: Subject, frames: LabelledFrames) -> list[Verdict]:

@@ -5,13 +5,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from ggnn_ff.console import console, print_contract, progress_bar
 from ggnn_ff.errors import InputError, UnstableDynamics, tell, validated
+
+if TYPE_CHECKING:
+    from ggnn_ff.subjects import Subject
 
 # What each command needs is imported inside it, so that help is quick and unused extras are not missed.
 
@@ -369,6 +372,7 @@ def certify(
     from ggnn_ff.certify import certify as run
     from ggnn_ff.data.structures import find_structure
     from ggnn_ff.export import write_certification
+    from ggnn_ff.md17_stability import NAME, SEEDS
     from ggnn_ff.subjects import calculator_subject, potential_subject
 
     if (potential is None) == (calculator is None):
@@ -380,9 +384,12 @@ def certify(
                 raise InputError(
                     f"`{name}` must be left out with `protocol`, which says what is run and for how long, got {value}"
                 )
-        _md17_stability(protocol, potential, structure, reference_data, output, seeds)
-        return
+        if protocol != NAME:
+            raise InputError(f"`protocol` must be {NAME}, got {protocol!r}; leave it out for the whole battery")
     subject = potential_subject(potential) if potential is not None else calculator_subject(calculator or "")
+    if protocol is not None:
+        _md17_stability(subject, structure, reference_data, output, SEEDS if seeds is None else seeds)
+        return
     asked = {"nve": nve, "hot": hot, "hot_temperature": hot_temperature, "seeds": 3 if seeds is None else seeds}
     battery = validated(Protocol, asked)
     reference = None if reference_calculator is None else calculator_subject(reference_calculator).exact
@@ -405,24 +412,15 @@ def certify(
         sys.exit(1)
 
 
-def _md17_stability(
-    protocol: str, potential: str | None, structure: str, reference_data: Path | None, output: Path, seeds: int | None
-) -> None:
+def _md17_stability(subject: "Subject", structure: str, reference_data: Path | None, output: Path, seeds: int) -> None:
     """Runs it and prints its row of the table."""
     from ggnn_ff.data.structures import find_structure
-    from ggnn_ff.export import load_potential
     from ggnn_ff.files import holding, write_atomically
-    from ggnn_ff.md17_stability import NAME, SEEDS, md17_stability, stability_table
+    from ggnn_ff.md17_stability import NAME, md17_stability, stability_table
 
-    if protocol != NAME:
-        raise InputError(f"`protocol` must be {NAME}, got {protocol!r}; leave it out for the whole battery")
-    if potential is None:
-        raise InputError(f"`potential` must be given for protocol {NAME}, whose thermostat runs potentials only")
     if reference_data is None:
         raise InputError(f"`reference_data` must be given for protocol {NAME}: frames of the reference method at 500 K")
-    atoms = find_structure(structure)
-    loaded, seeds = load_potential(potential), SEEDS if seeds is None else seeds
-    row = md17_stability(loaded, atoms, reference_data, output, seeds=seeds)
+    row = md17_stability(subject.used, find_structure(structure), reference_data, output, subject.name, seeds=seeds)
     write_atomically(output / "stability.json", holding(json.dumps(asdict(row), indent=1) + "\n"))
     print(stability_table([row]))
     console.print(f"runs and stability.json in {output}", soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
@@ -30,17 +31,17 @@ class StabilityRow:
 
     Attributes:
         name: for people.
-        architecture: key of `MODELS`.
+        architecture: key of `MODELS`; None of a calculator.
         forces_mae: meV/angstrom on the test frames that the contract names, or None.
         stability_ps: one per seed: when a bond first deviated by more than 0.5 angstrom from its mean length in the
             reference, or the length of the run.
         stopped: one per seed: why the run was stopped, or None.
         distribution_errors: one per seed: mean absolute error of h(r) up to then.
-        steps_per_second: of each seed, all seeds being in one evaluation; None if it is not known.
+        steps_per_second: of each seed, all seeds running together; None if it is not known.
     """
 
     name: str
-    architecture: str
+    architecture: str | None
     forces_mae: float | None
     stability_ps: tuple[float, ...]
     stopped: tuple[str | None, ...]
@@ -49,24 +50,24 @@ class StabilityRow:
 
 
 def md17_stability(
-    potential: LoadedPotential,
+    potential: LoadedPotential | Calculator,
     atoms: Atoms,
     reference_data: Path,
     folder: Path,
+    name: str,
     *,
-    name: str | None = None,
     picoseconds: float = PICOSECONDS,
     seeds: int = SEEDS,
     progress: bool = True,
 ) -> StabilityRow:
-    """Runs the protocol, or goes on with it: 0.5 fs, 500 K, a Nose-Hoover thermostat, all seeds in one evaluation.
+    """Runs the protocol, or goes on with it: 0.5 fs, 500 K, a Nose-Hoover thermostat, all seeds together.
 
     Args:
-        potential: on the CPU.
+        potential: on the CPU; or any ASE calculator.
         atoms: first structure.
         reference_data: labelled frames of this molecule, sampled at 500 K; its atoms may be numbered otherwise.
         folder: receives a run folder per seed.
-        name: of the row; by default what the potential was loaded from.
+        name: of the row.
         picoseconds: 300 in the paper.
         seeds: 5 in the paper.
         progress: show a progress bar.
@@ -93,10 +94,11 @@ def md17_stability(
     errors = tuple(_distribution_error(run, stable_ps, expected) for run, stable_ps in pairs)
     records = [json.loads((one.folder / "run.json").read_text()) for one in results]
     milliseconds = min(records, key=lambda one: one["steps_done"])["milliseconds_per_step"]  # while all were running
-    test_errors = potential.contract.test_errors
+    contract = potential.contract if isinstance(potential, LoadedPotential) else None
+    test_errors = None if contract is None else contract.test_errors
     return StabilityRow(
-        name=name or potential.source,
-        architecture=potential.contract.architecture,
+        name=name,
+        architecture=None if contract is None else contract.architecture,
         forces_mae=None if test_errors is None else test_errors.forces_mae_mev_per_angstrom,
         stability_ps=collapse.times_ps,
         stopped=tuple(result.stopped for result in results),
@@ -144,7 +146,7 @@ def stability_table(rows: Sequence[StabilityRow]) -> str:
         speed = "-" if row.steps_per_second is None else f"{row.steps_per_second:.0f}"
         stability = f"{np.mean(row.stability_ps):.0f} ± {_deviation(row.stability_ps):.0f}"
         errors = f"{np.mean(row.distribution_errors):.3f} ± {_deviation(row.distribution_errors):.3f}"
-        lines.append(f"| {row.name} | {row.architecture} | {forces} | {stability} | {errors} | {speed} |")
+        lines.append(f"| {row.name} | {row.architecture or '-'} | {forces} | {stability} | {errors} | {speed} |")
     return "\n".join(lines) + "\n"
 
 

@@ -208,6 +208,10 @@ def test_protocol_of_the_benchmark_tells_whole_runs_from_broken_ones(tmp_path, t
     assert row.stability_ps == (0.2, 0.2)
     assert row.stopped == (None, None)
     assert 0.0 < max(row.distribution_errors) < 2.0
+    of_calculator = md17_stability(GGNNCalculator(loaded), atoms, files[0], tmp_path / "calculator", **run)
+    assert "| springs | - | - | 0 ± 0 |" in stability_table([of_calculator])
+    assert of_calculator.stability_ps == row.stability_ps
+    np.testing.assert_allclose(of_calculator.distribution_errors, row.distribution_errors, atol=0.02)
     settings = json.loads((tmp_path / "runs" / "replica-001" / "run.json").read_text())["settings"]
     assert (settings["ensemble"], settings["temperature"], settings["timestep"]) == ("nose-hoover", 500.0, 0.5)
     monkeypatch.setattr("ggnn_ff.stability.topology.LONGEST_DEVIATION", 0.05)  # angstrom; these bonds vibrate further
@@ -220,7 +224,7 @@ def test_protocol_of_the_benchmark_tells_whole_runs_from_broken_ones(tmp_path, t
     ase.io.write(tmp_path / "otherwise.xyz", [frame, frame], format="extxyz")
     assert md17_stability(loaded, atoms, tmp_path / "otherwise.xyz", files[1], **run) == row
     with pytest.raises(InputError, match="`reference_data` must hold the molecule of `structure`"):
-        md17_stability(loaded, atoms[:3], *files)
+        md17_stability(loaded, atoms[:3], *files, "springs")
 
 
 def test_what_cannot_be_certified_is_named(tmp_path):

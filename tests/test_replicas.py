@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed
+from ase.calculators.lj import LennardJones
 from spring_molecule import ethanol
 
 from ggnn_ff.dynamics import replicas as module
@@ -21,6 +23,7 @@ from ggnn_ff.dynamics.thermostats import (
 )
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
+from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.stability.report import check_trajectory
 
 
@@ -129,6 +132,36 @@ def test_replica_that_cannot_be_evaluated_stops_alone(tmp_path, trained, monkeyp
     assert ("not finite" if what == "nan" else "got atoms 0 and 1 at") in results[1].stopped
     assert "by step 5" in results[1].stopped
     assert energies(results[0].folder)["step"][-1] == 40
+
+
+def test_replicas_of_a_calculator_are_those_of_its_potential(tmp_path, trained):
+    calculator = GGNNCalculator(trained)
+    for name, used in (("potential", trained), ("calculator", calculator)):
+        run(used, tmp_path / name, ensemble="nose-hoover")
+    for number in range(3):
+        ours, theirs = (energies(tmp_path / name / f"replica-{number:03d}") for name in ("calculator", "potential"))
+        np.testing.assert_allclose(ours["potential_eV"], theirs["potential_eV"], rtol=0, atol=1e-7)
+    run(calculator, tmp_path / "parts", ensemble="nose-hoover", steps=20)
+    run(calculator, tmp_path / "parts", ensemble="nose-hoover")
+    assert written(tmp_path / "parts") == written(tmp_path / "calculator")
+
+
+def test_replica_that_a_calculator_gives_up_stops_alone(tmp_path):
+    class Moody(LennardJones):
+        asked = 0
+
+        def get_potential_energy(self, atoms):
+            self.asked += 1
+            if self.asked == 23:  # of the second replica, in the middle of an interval
+                raise CalculationFailed("no convergence")
+            return super().get_potential_energy(atoms)
+
+    atoms = Atoms("Ar2", [(0, 0, 0), (3.8, 0, 0)])
+    settings = make_settings(host="batched", log_every=5, frame_every=10, steps=40, temperature=10.0)
+    calculator = Moody(sigma=3.4, epsilon=0.01, rc=20.0)
+    results = run_replicas(calculator, atoms, tmp_path, settings, 3, progress=False)
+    assert [result.stopped is None for result in results] == [True, False, True]
+    assert "no convergence" in results[1].stopped
 
 
 def test_nose_hoover_run_is_not_judged_as_if_it_conserved_energy(tmp_path, trained):

@@ -1,4 +1,4 @@
-"""Many replicas of one structure in one evaluation: each is a run of its own, in a folder of its own."""
+"""Many replicas of one structure, evaluated together: each is a run of its own, in a folder of its own."""
 
 import json
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator, CalculatorError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ggnn_ff.compiled import fast_form
@@ -42,7 +43,7 @@ class ReplicaResult:
 
 
 def run_replicas(
-    potential: LoadedPotential,
+    potential: LoadedPotential | Calculator,
     atoms: Atoms,
     folder: Path,
     settings: MDSettings,
@@ -54,7 +55,7 @@ def run_replicas(
     """Runs replicas that differ in their seed, or goes on with them; one that breaks leaves the others running.
 
     Args:
-        potential: on the CPU.
+        potential: on the CPU; or any ASE calculator, which evaluates one after another.
         atoms: the first structure of all.
         folder: receives `replica-000`, `replica-001`, ...
         settings: with host "batched"; replica k has the seed `settings.seed` + k.
@@ -70,10 +71,11 @@ def run_replicas(
         raise InputError(f"`settings.host` must be 'batched', got {settings.host!r}; or use run_md")
     if n_replicas < 1:
         raise InputError(f"`replicas` must be at least 1, got {n_replicas}")
-    check_elements(potential.contract, atoms.numbers)
-    if progress:
-        tell_of_contract(potential.source, potential.contract)
-    potential = fast_form(potential, compile)
+    if isinstance(potential, LoadedPotential):
+        check_elements(potential.contract, atoms.numbers)
+        if progress:
+            tell_of_contract(potential.source, potential.contract)
+        potential = fast_form(potential, compile)
     each = [settings.model_copy(update={"seed": settings.seed + k}) for k in range(n_replicas)]
     starts = [first_state(atoms, one) for one in each]
     try:
@@ -131,9 +133,9 @@ class BrokenReplicasError(Exception):
 class Batch:
     """The state of all replicas: (S, N, 3) arrays, positions in angstrom, the rest in ASE's units."""
 
-    def __init__(self, potential: LoadedPotential, starts: Sequence[Atoms], settings: MDSettings) -> None:
+    def __init__(self, potential: LoadedPotential | Calculator, starts: Sequence[Atoms], settings: MDSettings) -> None:
         self.potential, self.settings = potential, settings
-        self.one = from_atoms(starts[0])
+        self.first, self.one = starts[0], from_atoms(starts[0])
         self.masses = starts[0].get_masses()[:, None]  # (N, 1)
         self.degrees_of_freedom = degrees_of_freedom(starts[0], settings)
         self.positions = np.stack([atoms.positions for atoms in starts])
@@ -183,17 +185,37 @@ class Batch:
         Raises:
             BrokenReplicasError: positions or forces that are not finite, or atoms on one place.
         """
+        _refuse(active, np.isfinite(x).all(axis=(1, 2)))
+        if isinstance(self.potential, LoadedPotential):
+            energies, forces = self._together(self.potential, active, x)
+        else:
+            energies, forces = self._one_by_one(self.potential, active, x)
+        _refuse(active, np.isfinite(forces).all(axis=(1, 2)) & np.isfinite(energies))
+        return energies, forces
+
+    def _together(self, potential: LoadedPotential, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if active != self.active:
             self.active, self.together = active, _copies(self.one, len(active))
-            self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
-        _refuse(active, np.isfinite(x).all(axis=(1, 2)))
+            self.neighbors = SkinNeighborList(potential.contract.cutoff)
         structure = self.together._replace(positions=torch.from_numpy(x.reshape(-1, 3).copy()))
         try:
-            prediction = self.potential.predict(structure, self.neighbors)
+            prediction = potential.predict(structure, self.neighbors)
         except InputError as error:
             raise BrokenReplicasError(self._collapsed(active, x)) from error
-        energies, forces = prediction.energy.numpy().copy(), prediction.forces.numpy().reshape(x.shape)
-        _refuse(active, np.isfinite(forces).all(axis=(1, 2)) & np.isfinite(energies))
+        return prediction.energy.numpy().copy(), prediction.forces.numpy().reshape(x.shape)
+
+    def _one_by_one(self, calculator: Calculator, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        energies, forces = np.empty(len(active)), np.empty(x.shape)
+        reasons, moving = {}, self.first.copy()
+        for number, k in enumerate(active):
+            moving.positions = x[number]
+            try:
+                energies[number] = calculator.get_potential_energy(moving)
+                forces[number] = calculator.get_forces(moving)
+            except (InputError, CalculatorError) as error:
+                reasons[k] = COLLAPSED.format(step="{step}", reason=error)
+        if reasons:
+            raise BrokenReplicasError(reasons)
         return energies, forces
 
     def _collapsed(self, active: list[int], x: np.ndarray) -> dict[int, str]:
