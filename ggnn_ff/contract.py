@@ -80,7 +80,7 @@ class Example(Part):
         return Atoms(numbers=self.numbers, positions=np.array(self.positions), cell=self.cell, pbc=self.pbc)
 
 
-class Certificate(Part):
+class ExampleCertificate(Part):
     """Physical properties as measured on the example when the file was made, in float64."""
 
     finite_difference_relative_error: float = Field(description="max |F + dE/dx| / max |F|, central differences")
@@ -167,7 +167,7 @@ class Contract(Part):
     training_data: TrainingData
     test_errors: TestErrors | None
     example: Example
-    certificate: Certificate
+    certificate: ExampleCertificate
     certification: Certification | None = None
     domain: Domain | None = None
     started_from: StartedFrom | None = None

@@ -83,9 +83,9 @@ def md_killed_at(step, potential, atoms, folder, settings):
             files.frames.flush()
             die()
 
-    def rarely(files, now, engine, force=False):
+    def rarely(files, now, integrator, force=False):
         count[0] += 1
-        checkpoint(files, now, engine, force=count[0] % 7 == 0)
+        checkpoint(files, now, integrator, force=count[0] % 7 == 0)
 
     RunFiles.log, RunFiles.checkpoint = deadly, rarely
     run_md(potential, atoms, folder, settings, progress=False)

@@ -14,8 +14,8 @@ from ase.constraints import FixAtoms
 from killed import md_killed_at, run_to_death
 from spring_molecule import Springs, ethanol, set_temperature, springs
 
-from ggnn_ff.dynamics.engines import ASEEngine, OpenMMEngine
 from ggnn_ff.dynamics.guard import Guard
+from ggnn_ff.dynamics.integrators import ASEIntegrator, OpenMMIntegrator
 from ggnn_ff.dynamics.run import UnstableDynamics, run_md
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings, make_settings
@@ -257,8 +257,8 @@ def test_a_run_interrupted_between_two_rows_ends_like_an_uninterrupted_one(tmp_p
     assert record(whole)["alarms"]["temperature"]["looks"] == 3
     checkpoint = RunFiles.checkpoint
 
-    def interrupted(files, step, engine, force=False):
-        checkpoint(files, step, engine, force=step == 600)
+    def interrupted(files, step, integrator, force=False):
+        checkpoint(files, step, integrator, force=step == 600)
         if step == 700:
             raise KeyError("interrupted")
 
@@ -287,8 +287,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, potential_in, host, monkeypat
     settings = settings_for(host, steps=20)
     first = run(potential_in(host), tmp_path, settings)
     before = written(tmp_path), record(tmp_path)
-    for engine in (ASEEngine, OpenMMEngine):
-        monkeypatch.setattr(engine, "step", lambda self, n_steps: pytest.fail("took a step"))
+    for kind in (ASEIntegrator, OpenMMIntegrator):
+        monkeypatch.setattr(kind, "step", lambda self, n_steps: pytest.fail("took a step"))
     result = run(potential_in(host), tmp_path, settings)
     assert (written(tmp_path), record(tmp_path)) == before
     assert result.milliseconds_per_step == first.milliseconds_per_step > 0
@@ -560,16 +560,16 @@ def test_numbers_that_blow_up_stop_the_run(tmp_path, name, first):
 
 @pytest.mark.parametrize("backend", ["torch", "python"])
 def test_numbers_that_blow_up_stop_openmm(tmp_path, trained, backend, monkeypatch):
-    step = OpenMMEngine.step
+    step = OpenMMIntegrator.step
     taken = []
 
-    def spoiled(engine, n_steps):
+    def spoiled(self, n_steps):
         taken.append(n_steps)
         if len(taken) == 3:
-            engine.context.setVelocities(np.full((9, 3), np.nan))
-        step(engine, n_steps)
+            self.context.setVelocities(np.full((9, 3), np.nan))
+        step(self, n_steps)
 
-    monkeypatch.setattr(OpenMMEngine, "step", spoiled)
+    monkeypatch.setattr(OpenMMIntegrator, "step", spoiled)
     with pytest.raises(UnstableDynamics, match="not finite by step 15; the last good frame"):
         run(trained, tmp_path, settings_for("openmm", backend=backend, steps=100, log_every=5))
     assert np.isfinite(ase.io.read(tmp_path / "last_good.xyz").positions).all()
@@ -593,15 +593,15 @@ def test_numbers_that_blow_up_stop_a_trained_potential_in_ase(tmp_path, trained,
 
 
 def test_atoms_that_fall_onto_each_other_stop_a_run(tmp_path, trained, monkeypatch):
-    step, taken = ASEEngine.step, []
+    step, taken = ASEIntegrator.step, []
 
-    def spoiled(engine, n_steps):
+    def spoiled(self, n_steps):
         taken.append(n_steps)
         if len(taken) == 3:
-            engine.atoms.positions[1] = engine.atoms.positions[0]
-        step(engine, n_steps)
+            self.atoms.positions[1] = self.atoms.positions[0]
+        step(self, n_steps)
 
-    monkeypatch.setattr(ASEEngine, "step", spoiled)
+    monkeypatch.setattr(ASEIntegrator, "step", spoiled)
     with pytest.raises(UnstableDynamics, match=r"broke by step 15: `positions` must keep atoms apart.*last_good\.xyz"):
         run(trained, tmp_path, settings_for("ase", steps=100, log_every=5))
     assert record(tmp_path)["status"].startswith("stopped: the structure broke by step 15")
@@ -612,17 +612,17 @@ def test_atoms_that_fall_onto_each_other_stop_a_run(tmp_path, trained, monkeypat
 @pytest.mark.parametrize("backend", ["torch", "python"])
 def test_atoms_that_fly_off_stop_openmm(tmp_path, trained, backend, monkeypatch):
     """Vesin's neighbour list would end the process."""
-    step, taken = OpenMMEngine.step, []
+    step, taken = OpenMMIntegrator.step, []
 
-    def spoiled(engine, n_steps):
+    def spoiled(self, n_steps):
         taken.append(n_steps)
         if len(taken) == 3:
-            positions = engine.read()[0] / 10.0
+            positions = self.read()[0] / 10.0
             positions[1, 0] += 1e6
-            engine.context.setPositions(positions)
-        step(engine, n_steps)
+            self.context.setPositions(positions)
+        step(self, n_steps)
 
-    monkeypatch.setattr(OpenMMEngine, "step", spoiled)
+    monkeypatch.setattr(OpenMMIntegrator, "step", spoiled)
     with pytest.raises(UnstableDynamics, match=r"broke by step 15: `positions` must keep atoms together.*last_good"):
         run(trained, tmp_path, settings_for("openmm", backend=backend, steps=100, log_every=5))
     assert ase.io.read(tmp_path / "last_good.xyz").positions.max() < 100.0
@@ -671,8 +671,8 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on_when_there_is_room(tmp_p
     full = tmp_path / "full"
     checkpoint = RunFiles.checkpoint
 
-    def always_at_hundreds(files, step, engine, force=False):
-        checkpoint(files, step, engine, force=step % 100 == 0)
+    def always_at_hundreds(files, step, integrator, force=False):
+        checkpoint(files, step, integrator, force=step % 100 == 0)
 
     monkeypatch.setattr(RunFiles, "checkpoint", always_at_hundreds)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -246,7 +246,7 @@ def _refuse(active: list[int], finite: np.ndarray) -> None:
 
 
 class Replica:
-    """One replica of a batch, as far as reading, saving and restoring go; see `engines.Engine`."""
+    """One replica of a batch, as far as reading, saving and restoring go; see `integrators.Integrator`."""
 
     def __init__(self, batch: Batch, index: int) -> None:
         self.batch, self.index = batch, index

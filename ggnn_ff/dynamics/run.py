@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ggnn_ff.compiled import fast_form
 from ggnn_ff.contract import check_elements, tell_of_contract
-from ggnn_ff.dynamics.engines import ASEEngine, Engine, OpenMMEngine
 from ggnn_ff.dynamics.guard import COLLAPSED, DOMAIN_EVERY, NOT_FINITE, Guard
+from ggnn_ff.dynamics.integrators import ASEIntegrator, Integrator, OpenMMIntegrator
 from ggnn_ff.dynamics.layout import COMPLETE, STOPPED
 from ggnn_ff.dynamics.run_files import RunFiles
 from ggnn_ff.dynamics.settings import MDSettings
@@ -75,10 +75,10 @@ def run_md(
         if progress:
             tell_of_contract(potential.source, potential.contract)
         potential = fast_form(potential, compile)
-    engine = _make_engine(potential, start, settings)
+    integrator = _make_integrator(potential, start, settings)
     guard = make_guard(potential, start, folder, settings)
     files = RunFiles(folder, settings, start, potential, guard)
-    step = files.resume(engine)
+    step = files.resume(integrator)
     durations = []
     bar = Progress(
         TextColumn(f"{settings.host} {settings.ensemble}"),
@@ -92,14 +92,14 @@ def run_md(
     try:
         with bar:
             task = bar.add_task("", total=settings.steps, completed=step)
-            first = guard.state(step, *engine.read())
+            first = guard.state(step, *integrator.read())
             if step == 0:
                 _look(files, step, first, settings)
             while step < settings.steps:
                 n_steps = steps_to_look(step, settings)
                 began = time.perf_counter()
                 try:
-                    engine.step(n_steps)
+                    integrator.step(n_steps)
                 except FloatingPointError as error:
                     raise guard.lost(step + n_steps, NOT_FINITE.format(step=step + n_steps)) from error
                 except (InputError, CalculatorError) as error:  # the structure can no longer be evaluated
@@ -107,12 +107,12 @@ def run_md(
                     raise guard.lost(step + n_steps, text) from error
                 durations.append((time.perf_counter() - began) / n_steps)
                 step += n_steps
-                _look(files, step, guard.state(step, *engine.read()), settings)
-                files.checkpoint(step, engine)
+                _look(files, step, guard.state(step, *integrator.read()), settings)
+                files.checkpoint(step, integrator)
                 rate = 1.0 / float(np.median(durations[-100:]))
                 ns_per_day = rate * settings.timestep * 86400e-6
                 bar.update(task, completed=step, description=f"{rate:.0f} steps/s, {ns_per_day:.2f} ns/day")
-        files.checkpoint(step, engine, force=True)
+        files.checkpoint(step, integrator, force=True)
     except UnstableDynamics as error:
         guard.write_last_good()
         files.status(step, f"{STOPPED}{error}")
@@ -147,7 +147,7 @@ def make_guard(potential: LoadedPotential | Calculator, start: Atoms, folder: Pa
     )
 
 
-def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Engine:
+def _make_integrator(potential: LoadedPotential | Calculator, start: Atoms, settings: MDSettings) -> Integrator:
     if settings.host == "batched":
         raise InputError("`host` must be 'ase' or 'openmm' for one run, got 'batched'; use run_replicas")
     if settings.host == "openmm":
@@ -157,7 +157,7 @@ def _make_engine(potential: LoadedPotential | Calculator, start: Atoms, settings
             raise InputError(
                 f"`potential` must be on the CPU for host 'openmm', got {potential.device}; load it with device='cpu'"
             )
-        return OpenMMEngine(start, potential, settings)
+        return OpenMMIntegrator(start, potential, settings)
     moving = start.copy()
     moving.calc = GGNNCalculator(potential, compile=False) if isinstance(potential, LoadedPotential) else potential
-    return ASEEngine(moving, settings)
+    return ASEIntegrator(moving, settings)

@@ -16,8 +16,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.io.extxyz import write_extxyz
 
-from ggnn_ff.dynamics.engines import Engine
 from ggnn_ff.dynamics.guard import Guard, columns_of
+from ggnn_ff.dynamics.integrators import Integrator
 from ggnn_ff.dynamics.layout import ENERGY_COLUMNS, RUNNING, STOPPED
 from ggnn_ff.dynamics.settings import MDSettings
 from ggnn_ff.dynamics.start import degrees_of_freedom
@@ -71,17 +71,17 @@ class RunFiles:
         self.steps_there = 0  # of an earlier call, by its record
         self.checkpoint_seconds, self.last_checkpoint = CHECKPOINT_SECONDS, time.monotonic()
 
-    def resume(self, engine: Engine) -> int:
+    def resume(self, integrator: Integrator) -> int:
         """Opens the files, which no other process may write to; returns the step to go on from (0 for a new run)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder)
         try:
-            return self._open(engine)
+            return self._open(integrator)
         except BaseException:
             unlock(self.lock)
             raise
 
-    def _open(self, engine: Engine) -> int:
+    def _open(self, integrator: Integrator) -> int:
         path = self.folder / "run.json"
         if path.exists():
             self._refuse_another_run(path)
@@ -89,7 +89,7 @@ class RunFiles:
             self._refuse_foreign_files()
         step, offsets = 0, (0, 0)
         if path.exists() and self.checkpoint_path.exists():
-            step, offsets = self._restore(engine)
+            step, offsets = self._restore(integrator)
         elif self.steps_there > 0:
             raise InputError(
                 f"{self.checkpoint_path} is missing, though {path} says that {self.steps_there} steps were made; put "
@@ -102,13 +102,13 @@ class RunFiles:
             self.energies.write(",".join(ENERGY_COLUMNS) + "\n")
         return step
 
-    def _restore(self, engine: Engine) -> tuple[int, tuple[int, int]]:
-        """Brings the engine to the checkpoint; returns its step, and how long the files were then."""
+    def _restore(self, integrator: Integrator) -> tuple[int, tuple[int, int]]:
+        """Brings the integrator to the checkpoint; returns its step, and how long the files were then."""
         try:
             with np.load(io.BytesIO(self.checkpoint_path.read_bytes()), allow_pickle=False) as stored:
                 state = {name: stored[name] for name in stored.files}
             step, energies, frames = state.pop("progress").tolist()
-            engine.restore(state)
+            integrator.restore(state)
             self.guard.restore(state)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
@@ -178,7 +178,7 @@ class RunFiles:
             with _naming(self.frames_path):
                 write_extxyz(self.frames, [state], columns=columns_of(state))
 
-    def checkpoint(self, step: int, engine: Engine, force: bool = False) -> None:
+    def checkpoint(self, step: int, integrator: Integrator, force: bool = False) -> None:
         """Makes everything so far safe, every few seconds."""
         if not force and time.monotonic() - self.last_checkpoint < self.checkpoint_seconds:
             return
@@ -188,7 +188,7 @@ class RunFiles:
                 file.flush()
                 os.fsync(file.fileno())
                 offsets.append(file.tell())
-        state = {**engine.save(), **self.guard.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
+        state = {**integrator.save(), **self.guard.save(), "progress": np.array([step, *offsets], dtype=np.int64)}
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **state)
         write_atomically(self.checkpoint_path, holding(content.getvalue()))

@@ -9,10 +9,10 @@ from torch import nn
 
 from ggnn_ff.contract import (
     FORMAT_VERSION,
-    Certificate,
     Contract,
     Domain,
     Example,
+    ExampleCertificate,
     StartedFrom,
     TestErrors,
     TrainingData,
@@ -69,7 +69,7 @@ def make_contract(
     )
 
 
-def measure_certificate(module: nn.Module, atoms: Atoms, cutoff: float) -> Certificate:
+def measure_certificate(module: nn.Module, atoms: Atoms, cutoff: float) -> ExampleCertificate:
     """Measures that forces are the gradient, and symmetry, of a float64 module on one structure."""
 
     def energy_and_forces(positions: np.ndarray, order: np.ndarray) -> tuple[float, np.ndarray]:
@@ -97,7 +97,7 @@ def measure_certificate(module: nn.Module, atoms: Atoms, cutoff: float) -> Certi
     turned.set_cell(atoms.cell.array @ rotation.T)
     turned.positions = x @ rotation.T
     rotated = evaluate(module, turned, cutoff, torch.device("cpu"))
-    return Certificate(
+    return ExampleCertificate(
         finite_difference_relative_error=max(errors),
         rotation_energy_error_ev=abs(float(rotated.energy[0]) - energy),
         rotation_forces_error_ev_per_angstrom=float(np.abs(rotated.forces.numpy() - forces @ rotation.T).max()),

@@ -1,4 +1,4 @@
-"""The two hosts as integrators with the same three verbs: step, read the state, save and restore it."""
+"""Integrators of the two hosts with the same verbs: step, read the state, save and restore it."""
 
 import json
 from typing import Any, Protocol
@@ -16,8 +16,8 @@ from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
 
 
-class Engine(Protocol):
-    """An integrator that holds a system."""
+class Integrator(Protocol):
+    """A system that moves."""
 
     def step(self, n_steps: int) -> None:
         """Integrates `n_steps`.
@@ -37,11 +37,11 @@ class Engine(Protocol):
         """Goes back to a saved state.
 
         Raises:
-            ValueError, KeyError: this is not a state of this engine and system.
+            ValueError, KeyError: this is not a state of this integrator and system.
         """
 
 
-class ASEEngine:
+class ASEIntegrator:
     """Velocity Verlet or Langevin by ASE; `atoms` carries its calculator and momenta."""
 
     def __init__(self, atoms: Atoms, settings: MDSettings) -> None:
@@ -90,7 +90,7 @@ class ASEEngine:
         self.random.bit_generator.state = json.loads(state["random"].tobytes())
 
 
-class OpenMMEngine:
+class OpenMMIntegrator:
     """Velocity Verlet or the middle Langevin scheme by OpenMM on the Reference platform (double precision)."""
 
     def __init__(self, atoms: Atoms, potential: LoadedPotential, settings: MDSettings) -> None:
