@@ -12,7 +12,7 @@ from ase.data import atomic_numbers
 from scipy.spatial.transform import Rotation
 
 from ggnn_ff.comparison.row import Speed
-from ggnn_ff.dynamics.engines import ASEEngine
+from ggnn_ff.dynamics.integrators import ASEIntegrator
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import from_atoms
@@ -63,10 +63,10 @@ def measure_speed(potential: LoadedPotential, evaluations: int, seconds: float) 
             potential.module(*arguments, 1)
 
         atoms.calc = GGNNCalculator(potential, compile=False)
-        engine = ASEEngine(atoms, make_settings(timestep=_TIMESTEP))
+        integrator = ASEIntegrator(atoms, make_settings(timestep=_TIMESTEP))
 
-        def step(engine: ASEEngine = engine) -> None:
-            engine.step(1)
+        def step(integrator: ASEIntegrator = integrator) -> None:
+            integrator.step(1)
 
         speeds.append(
             Speed(
