@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from ggnn_ff.dynamics.settings import MDSettings, make_settings
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.files import holding, write_atomically
-from ggnn_ff.md17_stability import frames_as_trajectory
+from ggnn_ff.md17_stability import whole_molecules
 from ggnn_ff.stability.gradient import continuity_verdicts, gradient_verdict, loop_verdict, stress_verdict
 from ggnn_ff.stability.html import broken_bond, render_html
 from ggnn_ff.stability.integrator import (
@@ -39,7 +38,7 @@ from ggnn_ff.stability.plots import check_panels, new_figure
 from ggnn_ff.stability.report import Report, check, check_trajectory
 from ggnn_ff.stability.symmetry import history_verdicts, symmetry_verdicts
 from ggnn_ff.stability.topology import collapse_times, collapse_verdict
-from ggnn_ff.stability.trajectory import read_trajectory
+from ggnn_ff.stability.trajectory import Trajectory, read_trajectory
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.vibrations import frequency_verdicts, harmonic_frequencies
 from ggnn_ff.subjects import Subject
@@ -142,6 +141,11 @@ def certify(
         check_elements(subject.used.contract, atoms.numbers)
         if labelled is not None:
             check_elements(subject.used.contract, labelled.numbers)
+    expected = None
+    try:
+        expected = None if labelled is None else whole_molecules(labelled, atoms)
+    except InputError as error:
+        say(f"distances and dihedral angles are not compared with those of the data: {error}")
     exact = atoms.copy()
     exact.calc = subject.exact
     sections: dict[str, list[Verdict]] = {}
@@ -175,7 +179,7 @@ def certify(
         nve = check_trajectory(folder / "nve")
         sections["constant energy"] = list(nve.verdicts)
     say(f"{protocol.seeds} runs of {protocol.hot_ps:g} ps at {protocol.hot_temperature:g} K")
-    sections["stability"], hot = _hot_verdicts(subject, atoms, folder / "hot", protocol, labelled)
+    sections["stability"], hot = _hot_verdicts(subject, atoms, folder / "hot", protocol, expected)
     if labelled is not None:
         say("errors")
         sections["errors"] = _evaluated(_error_verdicts, subject, labelled)
@@ -281,7 +285,7 @@ def _integrator_verdicts(subject: Subject, warm: Atoms, protocol: Protocol) -> l
 
 
 def _hot_verdicts(
-    subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol, labelled: LabelledFrames | None
+    subject: Subject, atoms: Atoms, folder: Path, protocol: Protocol, expected: Trajectory | None
 ) -> tuple[list[Verdict], list[Report]]:
     """Of several seeds: the time to collapse, and what their checks say."""
     settings = _settings(protocol, "langevin", protocol.hot_temperature, protocol.hot_ps)
@@ -291,9 +295,6 @@ def _hot_verdicts(
     except UnstableDynamics as error:
         return [Verdict("time to collapse", None, "ps", None, False, f"before the first frame: {error}")], []
     runs = [read_trajectory(replica.folder) for replica in replicas]
-    expected = None
-    with suppress(InputError):  # frames of other molecules have no such distributions
-        expected = None if labelled is None else frames_as_trajectory(labelled, atoms)
     reports = [check(run, reference=expected) for run in runs]
     return [collapse_verdict(collapse_times(runs)), *_worst(reports)], reports
 

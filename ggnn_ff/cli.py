@@ -308,6 +308,9 @@ def check(
     frame_interval: Annotated[float | None, typer.Option(help="fs between frames, if the file does not say")] = None,
     ensemble: Annotated[str | None, typer.Option(help="nve, langevin or nose-hoover, if the file does not say")] = None,
     temperature: Annotated[float | None, typer.Option(help="of the bath, K, if the file does not say")] = None,
+    degrees_of_freedom: Annotated[
+        int | None, typer.Option(help="that share the kinetic energy, where there are constraints")
+    ] = None,
     drift_threshold: Annotated[float, typer.Option(help="meV/atom/ps")] = 0.5,
     output: Annotated[
         Path | None,
@@ -330,6 +333,7 @@ def check(
         frame_interval_fs=frame_interval,
         ensemble=ensemble,
         temperature=temperature,
+        degrees_of_freedom=degrees_of_freedom,
         drift_threshold=drift_threshold,
     )
     folder = output or (trajectory if trajectory.is_dir() else trajectory.with_name(f"{trajectory.name}-check"))

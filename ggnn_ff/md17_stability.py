@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
+from ggnn_ff.bonds import LONGEST_DEVIATION
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.replicas import run_replicas
@@ -16,7 +17,7 @@ from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.structure import distance_distribution, distribution_error
+from ggnn_ff.stability.structure import bond_deviations, distance_distribution, distribution_error
 from ggnn_ff.stability.topology import collapse_times, same_atoms
 from ggnn_ff.stability.trajectory import read_trajectory
 
@@ -73,9 +74,9 @@ def md17_stability(
         progress: show a progress bar.
 
     Raises:
-        InputError: frames of another molecule, or a folder with other runs.
+        InputError: frames of another molecule or with a bond that is gone, or a folder with other runs.
     """
-    reference = frames_as_trajectory(read_frames(reference_data), atoms)
+    reference = whole_molecules(read_frames(reference_data), atoms)
     settings = make_settings(
         host="batched",
         ensemble="nose-hoover",
@@ -125,6 +126,20 @@ def frames_as_trajectory(frames: LabelledFrames, atoms: Atoms) -> Trajectory:
     positions = np.stack([one.positions[order] for one in all_atoms])
     cell = np.stack([one.cell.array for one in all_atoms])
     return Trajectory(frames.source, atoms.numbers, atoms.get_masses(), positions, cell, all_atoms[0].pbc.copy())
+
+
+def whole_molecules(frames: LabelledFrames, atoms: Atoms) -> Trajectory:
+    """`frames_as_trajectory`, with every bond in all frames, as a reference must be.
+
+    Raises:
+        InputError: frames of another molecule, or with a bond that is gone.
+    """
+    found = frames_as_trajectory(frames, atoms)
+    first = found.positions[:1], found.cell[:1]
+    bond_deviations(
+        found.numbers, *first, found.pbc, threshold=LONGEST_DEVIATION, reference=(found.positions, found.cell)
+    )
+    return found
 
 
 def _distribution_error(run: Trajectory, stable_ps: float, expected: np.ndarray) -> float:

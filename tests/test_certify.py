@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 from ggnn_ff import cli
 from ggnn_ff.certify import Protocol, certification, certify
+from ggnn_ff.data.readers import read_frames
 from ggnn_ff.dynamics.run import run_md
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential, write_certification
 from ggnn_ff.hosts.ase import GGNNCalculator
-from ggnn_ff.md17_stability import md17_stability, stability_table
+from ggnn_ff.md17_stability import md17_stability, stability_table, whole_molecules
 from ggnn_ff.subjects import Subject, calculator_subject, potential_subject
 
 SHORT = Protocol(
@@ -70,6 +71,40 @@ def test_a_calculator_that_gives_up_fails_its_checks_and_still_gets_a_certificat
     assert given_up
     assert all(verdict.passed is False for verdict in given_up)
     assert json.loads((tmp_path / "certificate.json").read_text())["passed"] is False
+
+
+def labelled(frames, path):
+    for frame in frames:
+        frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros_like(frame.positions))
+    ase.io.write(path, frames, format="extxyz")
+    return path
+
+
+def test_data_that_cannot_be_a_reference_are_for_errors_only(tmp_path):
+    said, names = {}, {}
+    for kind, element in (("same", "Be"), ("other", "Li")):
+        frames = [cluster(), cluster()]
+        for frame in frames:
+            frame.symbols[-1] = element
+        said[kind] = []
+        data = labelled(frames, tmp_path / f"{kind}.xyz")
+        found = certify(subject(Morse), cluster(), tmp_path / kind, SHORT, data, say=said[kind].append)
+        names[kind] = {verdict.name for verdict in found.verdicts}
+    assert any("are not compared with those of the data" in text for text in said["other"])
+    assert not any("are not compared" in text for text in said["same"])
+    assert names["same"] - names["other"] >= {"hot runs: distance distribution error"}
+    assert "force error" in names["other"]
+
+
+def test_reference_with_a_bond_that_is_gone_is_refused_before_any_run(tmp_path, trained_folder):
+    loaded = load_potential(trained_folder)
+    frames = [loaded.contract.example.atoms() for _ in range(2)]
+    data = read_frames(labelled(frames, tmp_path / "whole.xyz"))
+    assert len(whole_molecules(data, frames[0])) == 2
+    frames[1].positions[-1] += 1.0
+    with pytest.raises(InputError, match="must keep its bonds"):
+        md17_stability(loaded, frames[0], labelled(frames, tmp_path / "torn.xyz"), tmp_path / "runs", "springs")
+    assert not (tmp_path / "runs").exists()
 
 
 class NotANumber(Morse):

@@ -450,20 +450,63 @@ def test_files_of_mdtraj(frames, tmp_path, name):
     assert verdict(report, "largest bond deviation").passed is True
 
 
-@needs_hdf5
-def test_hdf5_file_with_energies_and_velocities_is_judged(frames, tmp_path):
+def write_hdf5(path, topology, frames, positions):
+    """Positions in nm."""
     mdtraj = pytest.importorskip("mdtraj")
-    trajectory, positions = mdtraj_trajectory(frames, tmp_path)
     per_ps = 1000 * units.fs / 10  # angstrom per ASE time to nm/ps
-    with mdtraj.formats.HDF5TrajectoryFile(str(tmp_path / "run.h5"), "w") as file:
-        file.topology = trajectory.topology
+    velocities = np.zeros(positions.shape)
+    velocities[:, :3] = np.stack([frame.get_velocities() for frame in frames]) * per_ps
+    with mdtraj.formats.HDF5TrajectoryFile(str(path), "w") as file:
+        file.topology = topology
         file.write(
-            positions / 10,
-            time=trajectory.time,
-            velocities=np.stack([frame.get_velocities() for frame in frames]) * per_ps,
+            positions,
+            time=np.array([frame.info["time_fs"] for frame in frames]) / 1000,
+            velocities=velocities,
             potentialEnergy=[(frame.get_potential_energy() + 2000) * units.mol / units.kJ for frame in frames],
             kineticEnergy=[frame.get_kinetic_energy() * units.mol / units.kJ for frame in frames],
         )
+
+
+@needs_hdf5
+def test_hdf5_file_with_masses_of_its_own_is_judged_by_its_kinetic_energies(frames, tmp_path):
+    """As with repartitioned hydrogen masses, which the file does not have."""
+    trajectory, positions = mdtraj_trajectory(frames, tmp_path)
+    heavy = [frame.copy() for frame in frames]
+    for atoms, frame in zip(heavy, frames, strict=True):
+        atoms.calc = frame.calc
+        atoms.set_masses([12.0, 3.0, 3.0])
+        atoms.set_velocities(frame.get_velocities())
+    write_hdf5(tmp_path / "run.h5", trajectory.topology, heavy, positions / 10)
+    read = read_trajectory(tmp_path / "run.h5")
+    assert read.momenta is None
+    assert "not those of its velocities" in read.notes[0]
+    np.testing.assert_allclose(read.energies.kinetic[7], heavy[7].get_kinetic_energy(), rtol=1e-4)
+
+
+@needs_hdf5
+def test_sites_that_are_no_atoms_are_left_out(frames, tmp_path):
+    mdtraj = pytest.importorskip("mdtraj")
+    trajectory, positions = mdtraj_trajectory(frames, tmp_path)
+    topology = trajectory.topology.copy()
+    topology.add_atom("M", mdtraj.element.virtual, next(topology.residues))
+    sites = np.concatenate([positions, positions[:, :1] + 0.1], axis=1)
+    write_hdf5(tmp_path / "run.h5", topology, frames, sites / 10)
+    report = check_trajectory(tmp_path / "run.h5")
+    np.testing.assert_array_equal(report.trajectory.numbers, [8, 1, 1])
+    assert report.trajectory.notes == ("1 sites that are no atoms were left out",)
+    assert verdict(report, "energy drift").passed is True
+
+
+def test_periodic_trajectory_without_a_cell_is_refused(tmp_path):
+    (tmp_path / "run.xyz").write_text('1\nProperties=species:S:1:pos:R:3 pbc="T T T"\nAr 0 0 0\n')
+    with pytest.raises(InputError, match="the cell must have a vector in each periodic direction"):
+        read_trajectory(tmp_path / "run.xyz")
+
+
+@needs_hdf5
+def test_hdf5_file_with_energies_and_velocities_is_judged(frames, tmp_path):
+    trajectory, positions = mdtraj_trajectory(frames, tmp_path)
+    write_hdf5(tmp_path / "run.h5", trajectory.topology, frames, positions / 10)
     read = read_trajectory(tmp_path / "run.h5")
     kinetic = np.sum(read.momenta**2 / read.masses[:, None], axis=(1, 2)) / 2
     np.testing.assert_allclose(read.energies.kinetic, kinetic, rtol=1e-4)

@@ -12,6 +12,7 @@ from scipy.signal import lfilter
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.ensemble import ensemble_verdicts, free_velocities, mean_and_error, moving_degrees_of_freedom
 from ggnn_ff.stability.frames import Energies, Trajectory
+from ggnn_ff.stability.verdicts import momentum_verdicts
 
 TEMPERATURE = 300.0
 ETHANOL = molecule("CH3CH2OH")
@@ -152,14 +153,38 @@ def test_degrees_of_freedom_are_seen_in_the_momenta(removed):
     assert moving_degrees_of_freedom(replace(frames, momenta=None, energies=kinetic)) == 3 * N
 
 
+def test_atoms_that_are_held_have_no_degrees_of_freedom():
+    frames = maxwell_boltzmann()
+    frames.momenta[:, :2] = 0.0
+    assert moving_degrees_of_freedom(frames) == 3 * (N - 2)
+    found = {v.name: v for v in ensemble_verdicts(frames, TEMPERATURE, None)}
+    assert [found[name].passed for name in NAMES] == [True, True, None]
+    assert "2 atoms never move" in found["equipartition"].explanation
+    assert [v.passed for v in momentum_verdicts(replace(frames, ensemble="nve"))] == [None, None]
+
+
+def test_rigid_bonds_are_seen_and_leave_the_temperature_to_who_knows_them():
+    frames = maxwell_boltzmann(200)
+    places = np.random.default_rng(0).normal(size=(200, N, 3)) * 0.03 + ETHANOL.positions
+    assert ensemble_verdicts(replace(frames, positions=places), TEMPERATURE, None)[0].value is not None
+    oxygen = int(np.flatnonzero(ETHANOL.numbers == 8)[0])
+    hydrogen = min(np.flatnonzero(ETHANOL.numbers == 1), key=lambda k: ETHANOL.get_distance(k, oxygen))
+    places[:, hydrogen] = places[:, oxygen] + ETHANOL.positions[hydrogen] - ETHANOL.positions[oxygen]
+    rigid = replace(frames, positions=places)
+    (only,) = ensemble_verdicts(rigid, TEMPERATURE, None)
+    assert only.value is None
+    assert f"O{oxygen}-H{hydrogen} keeps its length" in only.explanation
+    assert ensemble_verdicts(rigid, TEMPERATURE, 3 * N - 1)[0].value is not None
+
+
 def test_linear_molecules_have_two_rotations():
     line = np.zeros((50, N, 3))
     line[:, :, 0] = np.arange(N)
     momenta = np.zeros((50, N, 3))
-    momenta[:, 0, 0], momenta[:, 1, 0] = 1.0, -1.0
+    momenta[:, :, 0] = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -0.5, -0.5]
     still = replace(trajectory(momenta), positions=line)
     assert moving_degrees_of_freedom(still) == 3 * N - 5
-    momenta[:, 0, 1], momenta[:, 1, 1] = 1.0, -1.0
+    momenta[:, 0, 1], momenta[:, 1, 1] = 5.0, -5.0
     assert moving_degrees_of_freedom(still) == 3 * N - 3
 
 

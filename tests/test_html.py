@@ -19,6 +19,7 @@ from ggnn_ff.stability.frames import Energies, Trajectory
 from ggnn_ff.stability.html import render_html, write_html
 from ggnn_ff.stability.plots import new_figure
 from ggnn_ff.stability.report import check
+from ggnn_ff.stability.show import write_report
 from ggnn_ff.stability.verdict import Verdict
 from ggnn_ff.stability.viewer import MOST_ATOMS, MOST_FRAMES, Highlight
 
@@ -258,6 +259,12 @@ def test_figures_that_have_nothing_to_show_are_left_out(tmp_path):
     page = Page((tmp_path / "bare.html").read_text(encoding="utf-8"))
     assert len(page.named("figure")) == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "bare.html"]
+
+
+def test_file_names_are_not_taken_for_mathematics(tmp_path):
+    report = check(replace(trajectory(molecule("H2O"), n_frames=9), source="a$_{$b.xyz"))
+    write_report(report, tmp_path)
+    assert (tmp_path / "check.png").stat().st_size > 0
 
 
 def liquid(n_frames=200, **others):

@@ -136,6 +136,14 @@ def test_time_to_collapse_is_the_start_of_the_window_in_which_a_liquid_clumps(st
     assert "time to collapse 3 ps, Ar-Ar is the first" in verdict.explanation  # frame 130 is at 3.25 ps
 
 
+def test_collapse_in_the_last_frames_is_found():
+    liquid = lattice_liquid(39, interval_fs=100.0)
+    liquid.positions[-9:] = liquid.positions[-9:, :1] + 0.3 * (liquid.positions[-9:] - liquid.positions[-9:, :1])
+    verdict = collapse(liquid, lattice_liquid(seed=1))
+    assert verdict.passed is False
+    assert "time to collapse 2.9 ps" in verdict.explanation
+
+
 def test_liquid_of_too_few_atoms_or_frames_is_not_judged():
     few = ideal_gas(CUBE * 3)
     verdict = collapse(few, ideal_gas(CUBE * 3, seed=1))
@@ -246,6 +254,7 @@ def test_what_cannot_be_measured_says_why():
         (replace(walk, times_fs=times), "uneven"),
         (short, "50 frames, 100 are needed"),
         (trajectory(random_walk(200, 1)), "single atom"),
+        (trajectory(wrap(50 * random_walk(200, 3), CUBE), CUBE), "write frames more often"),
     ]:
         (verdict,) = diffusion_verdicts(diffusion(broken))
         assert verdict.value is None

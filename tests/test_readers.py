@@ -176,6 +176,17 @@ def test_gradients_and_mixed_units_are_questioned(tmp_path: Path, factor: float,
         read_frames(tmp_path / "data.xyz")
 
 
+def test_differences_of_two_methods_may_have_bonds_of_any_stiffness(tmp_path: Path):
+    frames = vibrating_methane()
+    frames.forces[:] /= 27.2
+    frames.energy[:] /= 27.2
+    difference = replace(frames, level_of_theory="CCSD minus GFN2-xTB")
+    write_extxyz(tmp_path / "data.xyz", difference)
+    np.testing.assert_allclose(read_frames(tmp_path / "data.xyz").forces, frames.forces, atol=1e-6)
+    with pytest.raises(InputError, match="hartree"):
+        question_units(frames)
+
+
 @pytest.mark.parametrize("kind", ["argon", "relaxed", "few"])
 def test_data_without_clear_evidence_pass(kind: str):
     frames = vibrating_methane(3 if kind == "few" else 40)

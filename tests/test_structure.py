@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 
 from ggnn_ff.bonds import bond_lengths, bond_name, bonds
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.structure import bond_deviations, distance_distribution, distribution_error
+from ggnn_ff.stability.structure import bond_deviations, distance_distribution, distribution_error, pair_blocks
 
 ETHANOL_BONDS = ["C0-C1", "C0-H6", "C0-H7", "C0-H8", "C1-O2", "C1-H4", "C1-H5", "O2-H3"]
 NO_CELL, NO_PBC = np.zeros((3, 3)), np.zeros(3, dtype=bool)
@@ -180,6 +180,19 @@ def test_distances_are_the_same_in_chunks(monkeypatch):
     _, chunks = distance_distribution(positions, cell, NO_PBC)
     np.testing.assert_array_equal(whole, chunks)
     assert len(numbers) == 9
+    monkeypatch.setattr("ggnn_ff.stability.structure._PAIRS_AT_ONCE", 20)
+    np.testing.assert_array_equal(distance_distribution(positions, cell, NO_PBC)[1], whole)
+
+
+@pytest.mark.parametrize("second", [range(7), range(20, 25)])
+def test_blocks_have_each_pair_once(monkeypatch, second):
+    expected = {(i, j) for i in range(7) for j in second if i < j}
+    monkeypatch.setattr("ggnn_ff.stability.structure._PAIRS_AT_ONCE", 15)
+    blocks = list(pair_blocks(np.arange(7), np.array(second)))
+    assert len(blocks) > 1
+    pairs = [tuple(pair) for block in blocks for pair in block.tolist()]
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
 
 
 def test_distribution_error_is_zero_for_equal_and_two_for_disjoint():

@@ -133,6 +133,21 @@ def _slope_error(times: np.ndarray, values: np.ndarray, slope: float) -> float:
     return float(np.sqrt(max(variances)))
 
 
+def moving_atoms(momenta: np.ndarray) -> np.ndarray:
+    """Which atoms have a momentum at any time; all of them where none has.
+
+    Args:
+        momenta: (T, N, 3).
+
+    Returns:
+        (N,) bool.
+    """
+    moving = np.zeros(momenta.shape[1], dtype=bool)
+    for part in chunks(len(momenta), momenta[0].size):
+        moving |= np.any(momenta[part] != 0.0, axis=(0, 2))
+    return moving if moving.any() else ~moving
+
+
 def linear_momentum_change(momenta: np.ndarray) -> MomentumChange:
     """Change of the total momentum P = sum_i p_i, relative to the mean of sum_i |p_i|.
 

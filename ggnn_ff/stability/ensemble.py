@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from ggnn_ff import units
+from ggnn_ff.bonds import bond_name, bonds
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.conservation import BLOCK_COUNTS, LEAST_ROWS
+from ggnn_ff.stability.conservation import BLOCK_COUNTS, LEAST_ROWS, moving_atoms
 from ggnn_ff.stability.frames import Trajectory
+from ggnn_ff.stability.structure import lengths_of_bonds
 from ggnn_ff.stability.verdict import Verdict
 
 TEMPERATURE_TOLERANCE: float = 0.02
@@ -37,6 +40,9 @@ SIGNIFICANT: float = 3.0
 """Standard errors; a deviation has to be larger than this to fail. Of sound figures about one in 200 is by chance,
 since the errors are estimates themselves."""
 
+SIGNIFICANT_MEAN: float = float(student_t.isf(norm.sf(SIGNIFICANT), BLOCK_COUNTS[0] - 1))
+"""The same for the mean of a series, whose error comes from few blocks: Student's distribution has longer tails."""
+
 LEAST_INDEPENDENT: int = 30
 """Independent frames below which neither a width nor its error is worth anything. Chosen here."""
 
@@ -47,6 +53,9 @@ Chosen here: a thermostat that drives it gives 1, one that stirs between two rem
 _MOST_FRAMES = 1000  # to see which common motions are at rest
 _LINEAR = 1e-3  # moment of inertia over the largest, below which a molecule does not turn about that axis
 _LARGEST_ATOM_FRAMES = 500_000  # physical_validation goes through them one by one, in Python
+_FEW_FRAMES = 50  # to see which bonds keep their length
+_RIGID = 1e-3  # angstrom: formats and constraints are more exact, the stiffest bond moves by a hundred times as much
+_MOVES = 0.05  # angstrom: atoms that move by less may be held
 _SEED = 0  # of the bootstrap, so that a report says the same every time
 
 
@@ -106,10 +115,16 @@ def ensemble_verdicts(
         return [Verdict("temperature", None, "K", None, None, reason)]
     counted = ""
     if degrees_of_freedom is None:
+        if (rigid := _rigid_bond(trajectory)) is not None:
+            reason = (
+                f"not measured: {rigid} keeps its length as constraints do, and nobody says how many degrees of "
+                "freedom there are; give `degrees_of_freedom`"
+            )
+            return [Verdict("temperature", None, "K", None, None, reason)]
         degrees_of_freedom = moving_degrees_of_freedom(trajectory)
         counted = f"; with {degrees_of_freedom} degrees of freedom, 3N"
         if trajectory.momenta is not None:
-            counted += " less the common motions that are at rest"
+            counted += " less the common motions and atoms that are at rest"
     mean, error = mean_and_error(2.0 * kinetic / (degrees_of_freedom * units.KELVIN_TO_EV))
     bath = trajectory.ensemble not in (None, "nve")
     if not bath or temperature is None:
@@ -127,21 +142,24 @@ def ensemble_verdicts(
     )
     allowed = TEMPERATURE_TOLERANCE * temperature
     return [
-        _deviation("temperature deviation", mean - temperature, error, allowed, text + counted),
+        _deviation("temperature deviation", mean - temperature, error, allowed, text + counted, SIGNIFICANT_MEAN),
         _width_verdict(kinetic, temperature, degrees_of_freedom, n_atoms),
         _equipartition_verdict(trajectory, kinetic, temperature, degrees_of_freedom),
     ]
 
 
 def moving_degrees_of_freedom(trajectory: Trajectory) -> int:
-    """3N, as ASE counts, less the common motions that the momenta show to be at rest.
+    """3N, as ASE counts, less what the momenta show to be at rest.
 
-    Those are the 3 of the centre of mass, which OpenMM leaves out with a `CMMotionRemover`, and without periodicity
-    the 3 of rotation (2 of a linear molecule). Without momenta, and for a single atom, it is 3N.
+    Those are the 3 of each atom that never moves; if all move, the 3 of the centre of mass, which OpenMM leaves out
+    with a `CMMotionRemover`, and without periodicity the 3 of rotation (2 of a linear molecule). Without momenta, and
+    for a single atom, it is 3N.
     """
     n_atoms, masses = len(trajectory.numbers), trajectory.masses
     if trajectory.momenta is None or n_atoms == 1:
         return 3 * n_atoms
+    if not (moving := moving_atoms(trajectory.momenta)).all():
+        return 3 * max(1, int(moving.sum()))
     chosen = np.linspace(0, len(trajectory) - 1, min(len(trajectory), _MOST_FRAMES)).astype(np.int64)
     momenta, positions = trajectory.momenta[chosen], trajectory.positions[chosen]
     still = AT_REST * float(np.einsum("tnk,tnk,n->t", momenta, momenta, 1.0 / masses).mean()) / (3 * n_atoms)
@@ -155,6 +173,22 @@ def moving_degrees_of_freedom(trajectory: Trajectory) -> int:
     rank = int(np.linalg.matrix_rank(inertia, rtol=_LINEAR, hermitian=True).max())
     rotational = np.einsum("ta,tab,tb->t", angular, np.linalg.pinv(inertia, rcond=_LINEAR, hermitian=True), angular)
     return 3 * n_atoms - 3 - (rank if rotational.mean() / rank <= still else 0)
+
+
+def _rigid_bond(trajectory: Trajectory) -> str | None:
+    """A bond whose length never changes, though its atoms move, or None."""
+    if len(trajectory) < LEAST_ROWS:
+        return None
+    pairs = bonds(trajectory.numbers, trajectory.positions[0], trajectory.cell[0], trajectory.pbc)
+    chosen = np.linspace(0, len(trajectory) - 1, min(len(trajectory), _FEW_FRAMES)).astype(np.int64)
+    positions, cell = trajectory.positions[chosen], trajectory.cell[chosen]
+    moves = np.ptp(positions, axis=0).max(axis=1) > _MOVES
+    pairs = pairs[moves[pairs].all(axis=1)]
+    if not len(pairs):
+        return None
+    spread = np.ptp(lengths_of_bonds(positions, pairs, cell, trajectory.pbc), axis=0)
+    stiffest = int(spread.argmin())
+    return bond_name(trajectory.numbers, pairs[stiffest]) if spread[stiffest] < _RIGID else None
 
 
 def _rotations(positions: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,9 +232,12 @@ def _equipartition_verdict(
 ) -> Verdict:
     """The atom whose temperature is furthest from the target."""
     name, allowed = "equipartition", EQUIPARTITION_TOLERANCE * temperature
-    n_atoms = len(trajectory.numbers)
     if trajectory.momenta is None:
         return Verdict(name, None, "K", allowed, None, "not measured: the trajectory has no momenta")
+    if not (moving := moving_atoms(trajectory.momenta)).all():
+        text = f"not measured: {np.sum(~moving)} atoms never move"
+        return Verdict(name, None, "K", allowed, None, text)
+    n_atoms = len(trajectory.numbers)
     library = import_physical_validation()
     energies = np.einsum("tnk,tnk->nt", trajectory.momenta, trajectory.momenta)  # up to a factor each
     stride = max(_stride(series) for series in [kinetic, *energies])

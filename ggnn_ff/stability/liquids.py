@@ -10,7 +10,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from ggnn_ff.errors import InputError
 from ggnn_ff.stability.blocks import Rows, chunks
 from ggnn_ff.stability.frames import Trajectory
-from ggnn_ff.stability.structure import distribution_error, nearest_images, smallest_height
+from ggnn_ff.stability.structure import distribution_error, nearest_images, pair_blocks, smallest_height
 from ggnn_ff.stability.verdict import Verdict
 
 BIN_WIDTH: float = 0.05
@@ -33,7 +33,12 @@ COLLAPSE_DISTANCE: float = 6.0
 COLLAPSE_FRAMES: int = 10
 """Frames in a window, 0.1 ps from one to the next, as in arXiv 2210.07237, or as far apart as those of the file are."""
 
+LARGEST_STEP: float = 0.15
+"""Of the cell, root mean square along one of its vectors: atoms that move further from one frame to the next cannot be
+followed. Chosen here: of normally distributed steps one in a thousand then exceeds half of the cell."""
+
 _WINDOW_STEP_FS = 100.0
+_MOST_STEPS = 1000  # whose length is looked at
 _CM2_PER_S = 0.1  # 1 angstrom^2/fs = 1e-16 cm^2 / 1e-15 s
 
 
@@ -94,18 +99,15 @@ def radial_distributions(trajectory: Trajectory) -> RadialDistributions:
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     functions = {}
     for first, second in combinations_with_replacement(np.unique(trajectory.numbers), 2):
-        pairs = _pairs(trajectory.numbers, first, second)
-        if len(pairs):
-            counts = _counts(trajectory, pairs, n_bins)
+        of_first, of_second = (np.flatnonzero(trajectory.numbers == number) for number in (first, second))
+        counts, n_pairs = np.zeros(n_bins), 0
+        for pairs in pair_blocks(of_first, of_second):
+            counts += _counts(trajectory, pairs, n_bins)
+            n_pairs += len(pairs)
+        if n_pairs:
             name = f"{chemical_symbols[first]}-{chemical_symbols[second]}"
-            functions[name] = counts / (len(trajectory) * len(pairs) * shells)
+            functions[name] = counts / (len(trajectory) * n_pairs * shells)
     return RadialDistributions(edges[:-1] + 0.5 * BIN_WIDTH, functions)
-
-
-def _pairs(numbers: np.ndarray, first: int, second: int) -> np.ndarray:
-    """(P, 2) all pairs of atoms of two elements, each once."""
-    pairs = np.argwhere(np.multiply.outer(numbers == first, numbers == second))
-    return pairs[pairs[:, 0] < pairs[:, 1]] if first == second else pairs
 
 
 def _counts(trajectory: Trajectory, pairs: np.ndarray, n_bins: int) -> np.ndarray:
@@ -144,10 +146,10 @@ def radial_distribution_verdicts(found: RadialDistributions, expected: RadialDis
 def collapse_verdict(trajectory: Trajectory, reference: Trajectory, expected: RadialDistributions) -> Verdict:
     """Whether a liquid keeps its radial distribution functions, the criterion of arXiv 2210.07237 for water.
 
-    The trajectory is cut into windows of `COLLAPSE_FRAMES` frames. The error of a window is the integral of
-    |g - g_reference| over r, the largest over pairs of elements. The time to collapse is the start of the first window
-    whose error exceeds `COLLAPSE_THRESHOLD`. Where windows of the reference itself do, as those of few atoms in a large
-    box, there is no verdict.
+    The trajectory is cut into windows of `COLLAPSE_FRAMES` frames, of which the last ends with it. The error of a
+    window is the integral of |g - g_reference| over r, the largest over pairs of elements. The time to collapse is the
+    start of the first window whose error exceeds `COLLAPSE_THRESHOLD`. Where windows of the reference itself do, as
+    those of few atoms in a large box, there is no verdict.
 
     Args:
         trajectory: periodic in three directions.
@@ -161,7 +163,7 @@ def collapse_verdict(trajectory: Trajectory, reference: Trajectory, expected: Ra
     elif trajectory.times_fs is None:
         reason = "not measured: the file has no times; give the time between frames in fs"
     else:
-        starts, windows = _windows(trajectory)
+        starts, windows = _windows(trajectory, to_the_end=True)
         _, own = _windows(reference)
         if not windows or len(own) < 2:
             reason = f"not measured: {COLLAPSE_FRAMES} frames 0.1 ps apart are needed, and twice as many of a reference"
@@ -185,14 +187,17 @@ def collapse_verdict(trajectory: Trajectory, reference: Trajectory, expected: Ra
     return Verdict(name, float(largest.max()), unit, COLLAPSE_THRESHOLD, passed, text)
 
 
-def _windows(trajectory: Trajectory) -> tuple[np.ndarray, list[Trajectory]]:
-    """First frames (W,) of windows that follow each other, and their frames."""
+def _windows(trajectory: Trajectory, to_the_end: bool = False) -> tuple[np.ndarray, list[Trajectory]]:
+    """First frames (W,) of windows that follow each other, and their frames; one more at the end if asked for."""
     step = 1
     if trajectory.times_fs is not None and len(trajectory) > 1:
         interval = float(np.diff(trajectory.times_fs).mean())
         step = max(1, int(_WINDOW_STEP_FS / interval * (1 + 1e-6)))
     length = COLLAPSE_FRAMES * step
     starts = np.arange(0, len(trajectory) - length + 1, length)
+    last = len(trajectory) - 1 - (COLLAPSE_FRAMES - 1) * step
+    if to_the_end and len(starts) and last > starts[-1]:
+        starts = np.append(starts, last)
     parts = [slice(start, start + length, step) for start in starts]
     return starts, [replace(trajectory, positions=trajectory.positions[p], cell=trajectory.cell[p]) for p in parts]
 
@@ -280,6 +285,11 @@ def diffusion(trajectory: Trajectory) -> list[Diffusion] | str:
     if not np.allclose(steps, steps[0], rtol=1e-3):
         return "the frames are at uneven times"
     positions = unwrap(trajectory.positions, trajectory.cell, trajectory.pbc)
+    if (step := _largest_step(positions, trajectory)) > LARGEST_STEP:
+        return (
+            f"from one frame to the next the atoms of an element move by {step:.2g} of the cell, and cannot be "
+            f"followed beyond {LARGEST_STEP:g}; write frames more often"
+        )
     centre = np.einsum("n,tnk->tk", trajectory.masses, positions) / trajectory.masses.sum()
     length = len(trajectory) // N_BLOCKS
     times = np.arange(length // 2 + 1) * float(steps.mean())
@@ -299,6 +309,18 @@ def diffusion(trajectory: Trajectory) -> list[Diffusion] | str:
         symbol = chemical_symbols[number]
         results.append(Diffusion(symbol, float(coefficients.mean()), error, exponent, times, curve, first))
     return results
+
+
+def _largest_step(positions: np.ndarray, trajectory: Trajectory) -> float:
+    """Root mean square of the steps of an element along a cell vector, over the length of that; the largest one."""
+    n_steps = len(positions) - 1
+    before = np.unique(np.linspace(0, n_steps - 1, min(n_steps, _MOST_STEPS)).astype(np.int64))
+    steps = (positions[before + 1] - positions[before]) @ np.linalg.pinv(trajectory.cell[before])
+    squares = np.square(steps).mean(axis=0)  # (N, 3)
+    return max(
+        float(np.sqrt(squares[trajectory.numbers == number].mean(axis=0).max()))
+        for number in np.unique(trajectory.numbers)
+    )
 
 
 def diffusion_verdicts(results: list[Diffusion] | str) -> list[Verdict]:

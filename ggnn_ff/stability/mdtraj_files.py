@@ -21,6 +21,8 @@ TOPOLOGY_SUFFIXES = (".pdb", ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".cif
 """Topology files left to mdtraj; any other is given to ASE."""
 
 _FS_PER_PS = 1000.0
+_MOST_COMPARED = 1000  # frames, to see whether velocities and kinetic energies belong together
+_SAME_ENERGY = 0.05  # share by which they may differ; integrators that leap differ by less
 
 
 def read_mdtraj(path: Path, topology: Path | None) -> Trajectory:
@@ -120,11 +122,14 @@ def _hdf5_blocks(mdtraj: ModuleType, file: Any) -> Iterator[_Block]:
 
 
 def _convert(topology: Any, blocks: Iterator[_Block], path: Path) -> Trajectory:
-    """From mdtraj's nm, ps, kJ/mol and dalton."""
-    atoms = list(topology.atoms)
-    numbers = np.array([atom.element.atomic_number for atom in atoms], dtype=np.int64)
-    masses = np.array([atom.element.mass for atom in atoms], dtype=np.float64)
-    positions, cell, momenta = Rows(len(atoms), 3), Rows(3, 3), Rows(len(atoms), 3)
+    """From mdtraj's nm, ps, kJ/mol and dalton; sites that are no atoms are left out."""
+    elements = [atom.element for atom in topology.atoms]
+    real = np.array([element is not None and element.atomic_number > 0 for element in elements])
+    numbers = np.array(
+        [one.atomic_number for one, is_real in zip(elements, real, strict=True) if is_real], dtype=np.int64
+    )
+    masses = np.array([one.mass for one, is_real in zip(elements, real, strict=True) if is_real], dtype=np.float64)
+    positions, cell, momenta = Rows(len(masses), 3), Rows(3, 3), Rows(len(masses), 3)
     times, potential, kinetic = Rows(), Rows(), Rows()
     per_velocity = units.ANGSTROM_PER_NANOMETER / (_FS_PER_PS * units.FEMTOSECOND)
     for block in blocks:
@@ -137,6 +142,8 @@ def _convert(topology: Any, blocks: Iterator[_Block], path: Path) -> Trajectory:
             (kinetic, block.kinetic, units.EV_PER_KJ_PER_MOL),
         ):
             if values is not None:
+                if rows is positions or rows is momenta:
+                    values = values[:, real]
                 rows.extend(np.asarray(values, dtype=np.float64) * factor)
     n_frames = positions.length
 
@@ -144,8 +151,18 @@ def _convert(topology: Any, blocks: Iterator[_Block], path: Path) -> Trajectory:
         return rows.array() if n_frames and rows.length == n_frames else None
 
     cells, times_fs, energy, energies = known(cell), known(times), known(potential), None
+    velocities = known(momenta)
+    notes = _dcd_notes(path, n_frames) if path.suffix.lower() == ".dcd" else ()
+    if not real.all():
+        notes += (f"{np.sum(~real)} sites that are no atoms were left out",)
     if energy is not None:
         energies = Energies(times_fs, energy, known(kinetic))
+        if velocities is not None and energies.kinetic is not None and not _agree(velocities, masses, energies.kinetic):
+            velocities = None
+            notes += (
+                f"the kinetic energies in {path.name} are not those of its velocities with the masses of the elements, "
+                "which are all that the file has; the velocities were left out",
+            )
     return Trajectory(
         source=str(path),
         numbers=numbers,
@@ -154,10 +171,17 @@ def _convert(topology: Any, blocks: Iterator[_Block], path: Path) -> Trajectory:
         cell=np.zeros((n_frames, 3, 3)) if cells is None else cells,
         pbc=np.full(3, cells is not None),
         times_fs=times_fs,
-        momenta=known(momenta),
+        momenta=velocities,
         energies=energies,
-        notes=_dcd_notes(path, n_frames) if path.suffix.lower() == ".dcd" else (),
+        notes=notes,
     )
+
+
+def _agree(momenta: np.ndarray, masses: np.ndarray, kinetic: np.ndarray) -> bool:
+    """Whether the momenta have these kinetic energies, as they have not with other masses than those of the run."""
+    chosen = np.unique(np.linspace(0, len(kinetic) - 1, min(len(kinetic), _MOST_COMPARED)).astype(np.int64))
+    found = 0.5 * np.einsum("tnk,tnk,n->", momenta[chosen], momenta[chosen], 1.0 / masses)
+    return bool(abs(found - kinetic[chosen].sum()) <= _SAME_ENERGY * kinetic[chosen].sum())
 
 
 def _dcd_notes(path: Path, n_frames: int) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def plot_check(report: Report) -> "Figure":
         axes = figure.add_subplot(rows, 2, number)
         draw(axes)
         axes.set_title(title, loc="left", fontsize=10)
-    figure.suptitle(f"{Path(report.trajectory.source).name}: {report.summary}", fontsize=12)
+    figure.suptitle(f"{Path(report.trajectory.source).name}: {report.summary}", fontsize=12, parse_math=False)
     return figure
 
 

@@ -154,6 +154,7 @@ def check_trajectory(
     frame_interval_fs: float | None = None,
     ensemble: str | None = None,
     temperature: float | None = None,
+    degrees_of_freedom: int | None = None,
     drift_threshold: float = DRIFT_THRESHOLD,
 ) -> Report:
     """Checks a trajectory file or a run folder; see `check`.
@@ -165,6 +166,7 @@ def check_trajectory(
         frame_interval_fs: time between frames of `path`, fs, if the file does not have it.
         ensemble: one of `ENSEMBLES`, for files that do not say.
         temperature: of the bath, K, for files that do not say.
+        degrees_of_freedom: that share the kinetic energy, for files that do not say.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
     Raises:
@@ -173,7 +175,12 @@ def check_trajectory(
     trajectory = read_trajectory(path, topology, frame_interval_fs=frame_interval_fs)
     expected = None if reference is None else read_trajectory(reference, topology)
     return check(
-        trajectory, reference=expected, ensemble=ensemble, temperature=temperature, drift_threshold=drift_threshold
+        trajectory,
+        reference=expected,
+        ensemble=ensemble,
+        temperature=temperature,
+        degrees_of_freedom=degrees_of_freedom,
+        drift_threshold=drift_threshold,
     )
 
 
@@ -183,6 +190,7 @@ def check(
     reference: Trajectory | None = None,
     ensemble: str | None = None,
     temperature: float | None = None,
+    degrees_of_freedom: int | None = None,
     drift_threshold: float = DRIFT_THRESHOLD,
 ) -> Report:
     """Every check that the data of a trajectory allow.
@@ -194,11 +202,12 @@ def check(
         ensemble: one of `ENSEMBLES`, for trajectories that do not say. If neither says, the conservation
             laws are judged as for NVE.
         temperature: of the bath, K, for trajectories that do not say; needs an ensemble that has one.
+        degrees_of_freedom: see `ensemble_verdicts`, for trajectories that do not say.
         drift_threshold: meV/atom/ps, largest drift that passes.
 
     Raises:
-        InputError: if the reference has other atoms, `ensemble` or `temperature` contradicts the trajectory or is
-            unknown, or a number is not positive.
+        InputError: if the reference has other atoms, `ensemble`, `temperature` or `degrees_of_freedom` contradicts the
+            trajectory or is unknown, or a number is not positive.
     """
     if not 0 < drift_threshold < np.inf:
         raise InputError(f"`drift_threshold` must be positive, in meV/atom/ps, got {drift_threshold}")
@@ -206,6 +215,7 @@ def check(
         reference = _renumbered(reference, trajectory)
     trajectory = replace(trajectory, ensemble=_ensemble(trajectory, ensemble))
     trajectory = replace(trajectory, temperature=_temperature(trajectory, temperature))
+    trajectory = replace(trajectory, degrees_of_freedom=_degrees_of_freedom(trajectory, degrees_of_freedom))
     bonds = bond_deviations(
         trajectory.numbers,
         trajectory.positions,
@@ -327,6 +337,15 @@ def _temperature(trajectory: Trajectory, given: float | None) -> float | None:
             f"{given:g} K; leave it out"
         )
     return trajectory.temperature if given is None else given
+
+
+def _degrees_of_freedom(trajectory: Trajectory, given: int | None) -> int | None:
+    if given is not None and trajectory.degrees_of_freedom not in (None, given):
+        raise InputError(
+            f"`degrees_of_freedom` must agree with {trajectory.source}, which says {trajectory.degrees_of_freedom}, "
+            f"got {given}; leave it out"
+        )
+    return trajectory.degrees_of_freedom if given is None else given
 
 
 def _radial(trajectory: Trajectory) -> RadialDistributions | None:

@@ -1,5 +1,6 @@
 """Whether a simulated structure stays physical: its bonds, and the distances between its atoms."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ N_BINS = 500
 LARGEST_DISTANCE = 10.0
 """h(r) as in arXiv 2210.07237: 500 bins up to 10 angstrom."""
 
+_PAIRS_AT_ONCE = 1_000_000  # of atoms
 _SEARCHED_AT_ONCE = 20_000  # vectors, each with its images in all neighbouring cells
 
 
@@ -188,6 +190,21 @@ def shortest_images(vectors: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> n
     return found
 
 
+def pair_blocks(first: np.ndarray, second: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs (P, 2) of an atom of `first` with one of `second`, in blocks that fit into memory.
+
+    Where both are the same atoms, each pair of two different ones comes once.
+    """
+    same = np.array_equal(first, second)
+    n_rows = max(1, _PAIRS_AT_ONCE // max(1, len(second)))
+    for start in range(0, len(first), n_rows):
+        some, others = first[start : start + n_rows], second[start:] if same else second
+        pairs = np.stack([np.repeat(some, len(others)), np.tile(others, len(some))], axis=1)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]] if same else pairs
+        if len(pairs):
+            yield pairs
+
+
 def distance_distribution(
     positions: np.ndarray,
     cell: np.ndarray,
@@ -217,17 +234,18 @@ def distance_distribution(
     n_pairs = n_atoms * (n_atoms - 1) // 2
     if n_pairs == 0:
         return centres, np.zeros(n_bins)
-    first, second = np.triu_indices(n_atoms, k=1)
     fixed_cell = not np.any(pbc) or bool(np.all(cell == cell[0]))
     counts = np.zeros(n_bins + 1, dtype=np.int64)
-    parts = chunks(n_frames, n_pairs) if fixed_cell else (slice(frame, frame + 1) for frame in range(n_frames))
-    for part in parts:
-        frames = positions[part]
-        vectors = (frames[:, second] - frames[:, first]).reshape(-1, 3)
-        vectors = shortest_images(vectors, cell[part.start], pbc)
-        distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        bins = np.minimum(distances / width, n_bins).astype(np.int64)  # the extra bin takes what is further
-        counts += np.bincount(bins, minlength=n_bins + 1)
+    every = np.arange(n_atoms)
+    for pairs in pair_blocks(every, every):
+        parts = chunks(n_frames, len(pairs)) if fixed_cell else (slice(frame, frame + 1) for frame in range(n_frames))
+        for part in parts:
+            frames = positions[part]
+            vectors = (frames[:, pairs[:, 1]] - frames[:, pairs[:, 0]]).reshape(-1, 3)
+            vectors = shortest_images(vectors, cell[part.start], pbc)
+            distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+            bins = np.minimum(distances / width, n_bins).astype(np.int64)  # the extra bin takes what is further
+            counts += np.bincount(bins, minlength=n_bins + 1)
     return centres, counts[:n_bins] / (n_frames * n_pairs * width)
 
 

@@ -7,6 +7,7 @@ from ggnn_ff.stability.conservation import (
     angular_momentum_change,
     energy_conservation,
     linear_momentum_change,
+    moving_atoms,
 )
 from ggnn_ff.stability.frames import Trajectory
 from ggnn_ff.stability.structure import BondDeviations
@@ -124,6 +125,8 @@ def momentum_verdicts(trajectory: Trajectory) -> list[Verdict]:
     reason = _not_conserved(trajectory.ensemble)
     if reason is None and trajectory.momenta is None:
         reason = "not measured: the trajectory has no momenta"
+    elif reason is None and trajectory.momenta is not None and not moving_atoms(trajectory.momenta).all():
+        reason = "not applicable: atoms that never move are held from outside"
     angular_reason = reason
     if angular_reason is None and trajectory.pbc.any():
         angular_reason = "not applicable: periodic systems do not conserve angular momentum"
