@@ -24,6 +24,7 @@ from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction, stress_of
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
+from ggnn_ff.locks import Lock
 from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
@@ -79,6 +80,7 @@ class CompiledEnergyForces(nn.Module):
         self.eager = eager
         self.loaded = loaded
         self.packages: dict[bool, Any] = {}
+        self.lock = Lock()  # a package waits for its other thread and keeps the interpreter from it
 
     def forward(
         self,
@@ -95,9 +97,10 @@ class CompiledEnergyForces(nn.Module):
             return self.eager(positions, numbers, cell, edge_index, shifts, batch, n_structures)
         periodic = any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
-        run = self.package(edge_index.shape[1]).loader.boxed_run  # calling the package itself costs four times as much
         inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
-        atomic_energies, forces, gradient = run(inputs)
+        with self.lock:
+            package = self.package(edge_index.shape[1])
+            atomic_energies, forces, gradient = package.loader.boxed_run(inputs)  # a quarter of the cost of package()
         stress = torch.zeros_like(cell)
         if n_structures == 1:
             energy = atomic_energies.sum(0, keepdim=True)
@@ -114,10 +117,16 @@ class CompiledEnergyForces(nn.Module):
         return {**self.__dict__, "packages": {}}
 
     def package(self, n_edges: int) -> Any:
-        """The package for so many edges: from memory, the cache, or made now."""
+        """The package for so many edges: from memory, the cache, or made now; if that fails, the one that there is."""
         many = torch.get_num_threads() > 1 and n_edges >= EDGES_PER_THREAD * torch.get_num_threads()
         if many not in self.packages:
-            self.packages[many] = _cached(self.eager, self.loaded, torch.get_num_threads() if many else 1)
+            try:
+                self.packages[many] = _cached(self.eager, self.loaded, torch.get_num_threads() if many else 1)
+            except Exception as error:  # of a compiler, a full disk, torch
+                if False not in self.packages:
+                    raise
+                tell(f"{self.loaded.source} goes on with one thread, for larger systems as well: {error}")
+                self.packages[many] = self.packages[False]
         return self.packages[many]
 
 
@@ -135,8 +144,6 @@ def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
     """
     if isinstance(loaded.module, CompiledEnergyForces):
         return loaded
-    if why := why_not_compile():
-        raise InputError(f"`compile` must find a C++ compiler: {why}")
     eager = eager_form(loaded)
     module = CompiledEnergyForces(eager, replace(loaded, module=eager))
     module.package(0)
@@ -155,13 +162,10 @@ def fast_form(loaded: LoadedPotential, compile: bool | None) -> LoadedPotential:
         return compile_potential(loaded)
     if compile is False or os.environ.get("GGNN_FF_COMPILE") == "0":
         return loaded
-    why = why_not_compile()
-    if why is None:
-        try:
-            return compile_potential(loaded)
-        except (InputError, OSError, RuntimeError, ImportError) as error:
-            why = str(error)
-    tell(f"{loaded.source} runs without being compiled, several times slower: {why}")
+    try:
+        return compile_potential(loaded)
+    except Exception as error:  # torch's compiler has many ways to fail
+        tell(f"{loaded.source} runs without being compiled, several times slower: {error}")
     return loaded
 
 
@@ -193,6 +197,8 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
         else:
             return package
+    if why := why_not_compile():
+        raise InputError(f"`compile` must find a C++ compiler: {why}")
     tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
     _make(eager, loaded, threads, path)
     package = torch._inductor.aoti_load_package(str(path))

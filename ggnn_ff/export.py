@@ -19,6 +19,7 @@ from ggnn_ff.contract import (
     Certification,
     Contract,
     Domain,
+    check_elements,
     parse_contract,
 )
 from ggnn_ff.errors import InputError, nearest
@@ -62,8 +63,9 @@ class LoadedPotential:
         """Energy, forces and stress of one structure, in eV and angstrom, on the CPU.
 
         Raises:
-            InputError: an empty, broken or periodic-without-cell structure.
+            InputError: an empty, broken or periodic-without-cell structure, or an element that it does not know.
         """
+        check_elements(self.contract, atoms.numbers)
         return evaluate(self.module, atoms, self.contract.cutoff, self.device)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -159,6 +159,11 @@ def test_a_structure_of_another_size_may_follow(potential):
     assert len(set(energies)) == 4
 
 
+def test_calculators_say_which_potential_they_are(potential):
+    """So that runs, and files of ASE, tell one from another."""
+    assert GGNNCalculator(potential).todict()["potential_sha256"] == potential.contract.identity
+
+
 def test_unknown_element_is_named(potential):
     atoms = molecule("CH3SH")
     atoms.calc = GGNNCalculator(potential)

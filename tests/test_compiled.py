@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
 from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
+from ggnn_ff.hosts.openmm import make_topology, openmm_force
 from ggnn_ff.hosts.parity import answers_of_all_hosts
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
@@ -112,6 +114,7 @@ def test_hosts_agree_with_the_potential_itself(potential_folder, potential_file)
 
 def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch):
     monkeypatch.setattr(compiled, "_make", None)
+    monkeypatch.setenv("CXX", "no-such-compiler")  # of which none is needed then
     again = compile_potential(load_potential(potential_folder, dtype="float64"))  # the other form, the same potential
     assert isinstance(again.module, CompiledEnergyForces)
     assert compile_potential(again) is again
@@ -172,7 +175,8 @@ def test_package_with_other_numbers_is_refused(copies, tmp_path):
         compile_potential(other)
 
 
-def test_without_a_compiler_hosts_say_so_and_run(eager, monkeypatch, capsys):
+def test_without_a_compiler_hosts_say_so_and_run(eager, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("GGNN_FF_CACHE", str(tmp_path))  # with nothing in it
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.delenv("GGNN_FF_COMPILE")
     tell.cache_clear()
@@ -183,6 +187,67 @@ def test_without_a_compiler_hosts_say_so_and_run(eager, monkeypatch, capsys):
     assert "'no-such-compiler' is not installed; install g++" in said
     with pytest.raises(InputError, match="'no-such-compiler' is not installed"):
         GGNNCalculator(eager, compile=True)
+
+
+def test_what_else_ends_compilation_does_not_end_the_host(eager, monkeypatch, capsys):
+    def fail(loaded):
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(compiled, "compile_potential", fail)
+    monkeypatch.delenv("GGNN_FF_COMPILE")
+    tell.cache_clear()
+    assert fast_form(eager, None) is eager
+    assert "uid not found" in capsys.readouterr().err
+
+
+def test_larger_systems_use_the_package_that_there_is_where_theirs_cannot_be_made(eager, fast, monkeypatch, capsys):
+    def fail(*arguments):
+        raise PermissionError("the folder is read-only")
+
+    one = pickle.loads(pickle.dumps(fast))
+    one.module.package(0)
+    monkeypatch.setattr(compiled, "_cached", fail)
+    tell.cache_clear()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert_same(one.evaluate(water(4)), eager.evaluate(water(4)))
+    finally:
+        torch.set_num_threads(threads)
+    assert "goes on with one thread" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("shared", ["potential", "openmm"])
+def test_several_threads_of_python_may_share_a_compiled_potential(fast, shared):
+    atoms = water(2)
+    if shared == "openmm":
+        openmm = pytest.importorskip("openmm")
+        force = openmm_force(fast, make_topology(atoms), backend="python")
+        system = openmm.System()
+        for mass in atoms.get_masses():
+            system.addParticle(mass)
+        system.setDefaultPeriodicBoxVectors(*(atoms.cell.array / 10.0))
+        system.addForce(force)
+
+    def forces(number: int) -> np.ndarray:
+        moved = atoms.copy()
+        moved.rattle(0.03, rng=np.random.default_rng(number))
+        if shared == "potential":
+            calculator = GGNNCalculator(fast)
+            return np.array([calculator.get_forces(moved) for _ in range(20)])
+        reference = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), reference)
+        found = []
+        for _ in range(20):
+            context.setPositions(moved.positions / 10.0)
+            found.append(context.getState(forces=True).getForces(asNumpy=True)._value)
+        return np.array(found)
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(forces, range(4)))
+    for number, found in enumerate(together):
+        np.testing.assert_array_equal(found, forces(number))
 
 
 def test_hosts_compile_unless_told_otherwise(eager, fast, monkeypatch):

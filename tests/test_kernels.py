@@ -10,6 +10,7 @@ from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import AtomicEnergies
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.irreps import TensorProductConvolution
+from ggnn_ff.kernels import build as build_module
 from ggnn_ff.kernels import sums, with_kernels
 from ggnn_ff.kernels.attention import FusedAttention
 from ggnn_ff.kernels.contraction import FusedContraction
@@ -269,3 +270,19 @@ def test_counts_in_a_graph_stay_as_they_are():
     graph = make_fx(counted, tracing_mode="symbolic")(index)
     sums.with_ordered_sums(graph)
     assert graph(index).tolist() == [2, 1, 2, 1]
+
+
+def test_damaged_library_is_made_anew(tmp_path, monkeypatch):
+    built = []
+
+    def build(source, path):
+        built.append(path)
+        path.write_text("no library")
+
+    monkeypatch.setenv("GGNN_FF_CACHE", str(tmp_path))
+    monkeypatch.setattr(build_module, "_build", build)
+    with pytest.raises(OSError, match="Could not load this library"):
+        build_module.load_operators.__wrapped__("sums")
+    with pytest.warns(UserWarning, match="is made anew"), pytest.raises(OSError, match="Could not load"):
+        build_module.load_operators.__wrapped__("sums")
+    assert len(built) == 2

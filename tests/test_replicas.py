@@ -114,7 +114,10 @@ def test_replica_that_breaks_leaves_the_others_running(tmp_path, trained, monkey
     assert energies(results[2].folder)["step"][-1] == 40
 
 
-@pytest.mark.parametrize("what", ["nan", "one place"])
+PLACES = {"nan": np.nan, "one place": 1e-3, "far": np.array([13.0, 33695.0, 65.0])}  # of an atom, from another
+
+
+@pytest.mark.parametrize("what", PLACES)
 def test_replica_that_cannot_be_evaluated_stops_alone(tmp_path, trained, monkeypatch, what):
     evaluate = module.Batch.evaluate
     calls = []
@@ -123,13 +126,14 @@ def test_replica_that_cannot_be_evaluated_stops_alone(tmp_path, trained, monkeyp
         calls.append(active)
         if 1 in active and len(calls) > 8:
             x = x.copy()
-            x[active.index(1), 1] = np.nan if what == "nan" else x[active.index(1), 0] + 1e-3
+            x[active.index(1), 1] = x[active.index(1), 0] + PLACES[what]
         return evaluate(self, active, x)
 
     monkeypatch.setattr(module.Batch, "evaluate", broken)
     results = run(trained, tmp_path)
     assert [result.stopped is None for result in results] == [True, False, True]
-    assert ("not finite" if what == "nan" else "got atoms 0 and 1 at") in results[1].stopped
+    said = {"nan": "not finite", "one place": "got atoms 0 and 1 at", "far": "must keep atoms together"}
+    assert said[what] in results[1].stopped
     assert "by step 5" in results[1].stopped
     assert energies(results[0].folder)["step"][-1] == 40
 

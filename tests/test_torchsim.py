@@ -52,6 +52,15 @@ def test_same_numbers_as_in_ase(potential, periodic):
             np.testing.assert_allclose(stress, atoms.get_stress(voigt=False), rtol=0, atol=1e-9)
 
 
+def test_cell_that_is_changed_in_place_is_seen(potential):
+    model = GGNNModel(potential)
+    state = state_of([rattled(0, periodic=True)], model)
+    model(state)
+    state.cell *= 1.1
+    fresh = GGNNModel(potential)(state)
+    np.testing.assert_allclose(model(state)["energy"].numpy(), fresh["energy"].numpy(), rtol=0, atol=1e-9)
+
+
 def test_replicas_move_as_each_alone(potential):
     """50 steps, far enough for lists to be made anew."""
     structures = [rattled(seed) for seed in range(3)]

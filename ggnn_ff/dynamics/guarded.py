@@ -33,7 +33,8 @@ def guarded(
     """Watches what `dynamics` does within the block.
 
     It is looked at every 10 steps in ASE, and in OpenMM every 100, since the energy costs a step there. What is watched
-    and what is kept: see `Guard`, which the block gets.
+    and what is kept: see `Guard`, which the block gets. All atoms are held against the training data, so it is not for
+    systems of which the potential sees some atoms only (`openmm_force` with `atoms`).
 
     Example:
         with guarded(dynamics, "ethanol-pbe", "alarms", on_alarm="stop"):

@@ -25,7 +25,7 @@ from ggnn_ff.dynamics.thermostats import CHAIN_LENGTH, nose_hoover_half_step, or
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import Structure, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList, check_apart
+from ggnn_ff.neighbors import SkinNeighborList
 from ggnn_ff.units import FEMTOSECOND, KELVIN_TO_EV
 
 
@@ -201,7 +201,7 @@ class Batch:
         try:
             prediction = potential.predict(structure, self.neighbors)
         except InputError as error:
-            raise BrokenReplicasError(self._collapsed(active, x)) from error
+            raise BrokenReplicasError(self._collapsed(active, x, error)) from error
         return prediction.energy.numpy().copy(), prediction.forces.numpy().reshape(x.shape)
 
     def _one_by_one(self, calculator: Calculator, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,15 +218,15 @@ class Batch:
             raise BrokenReplicasError(reasons)
         return energies, forces
 
-    def _collapsed(self, active: list[int], x: np.ndarray) -> dict[int, str]:
-        """Which of them have atoms on one place."""
+    def _collapsed(self, active: list[int], x: np.ndarray, error: InputError) -> dict[int, str]:
+        """Which have no neighbour list: atoms on one place, or too far apart; all, if none is to blame alone."""
         reasons = {}
         for k, positions in zip(active, x, strict=True):
             try:
-                check_apart(self.one._replace(positions=torch.from_numpy(positions.copy())))
-            except InputError as error:
-                reasons[k] = COLLAPSED.format(step="{step}", reason=error)
-        return reasons
+                SkinNeighborList(self.neighbors.cutoff)(self.one._replace(positions=torch.from_numpy(positions.copy())))
+            except InputError as own:
+                reasons[k] = COLLAPSED.format(step="{step}", reason=own)
+        return reasons or dict.fromkeys(active, COLLAPSED.format(step="{step}", reason=error))
 
 
 def _copies(one: Structure, number: int) -> Structure:

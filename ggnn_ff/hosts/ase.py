@@ -47,6 +47,7 @@ class GGNNCalculator(Calculator):
         """
         super().__init__()
         self.potential = fast_form(as_loaded(potential, device, dtype), compile)
+        self.parameters.update(potential_sha256=self.potential.contract.identity, dtype=self.potential.dtype)
         self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
         self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
 

@@ -18,6 +18,7 @@ from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, as_loaded
 from ggnn_ff.graph import Structure
+from ggnn_ff.locks import Lock
 from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, spread_too_far
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
@@ -75,6 +76,7 @@ class CompiledOpenMMModule(nn.Module):
         self.loaded, self.numbers, self.atoms = loaded, numbers, atoms
         self.neighbors = SkinNeighborList(loaded.contract.cutoff)
         self.batch = torch.zeros_like(numbers)
+        self.lock = Lock()  # several contexts may have one force, and a thread each
 
     @torch.inference_mode(False)
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,8 @@ class CompiledOpenMMModule(nn.Module):
         if box_vectors is not None:
             cell = box_vectors.detach().cpu().to(torch.float64) * ANGSTROM_PER_NANOMETER
         structure = Structure(x, self.numbers, cell.unsqueeze(0), torch.full((1, 3), periodic), self.batch, 1)
-        edge_index, shifts = self.neighbors(structure)
+        with self.lock:
+            edge_index, shifts = self.neighbors(structure)
         tensors = (x, self.numbers, structure.cell, edge_index, shifts, self.batch)
         out = self.loaded.module(*(tensor.to(self.loaded.device) for tensor in tensors), 1)
         forces = torch.zeros(positions.shape[0], 3, dtype=torch.float64)
@@ -127,6 +130,7 @@ class _Compute:
 
     def __init__(self, module: nn.Module, periodic: bool) -> None:
         self.module, self.periodic = module, periodic
+        self.lock = Lock()
 
     @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
@@ -136,7 +140,8 @@ class _Compute:
         box = None
         if self.periodic:
             box = torch.from_numpy(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer).copy())
-        energy, forces = self.module(positions, box)
+        with self.lock:
+            energy, forces = self.module(positions, box)
         return float(energy), forces.numpy()
 
 
@@ -151,7 +156,9 @@ def openmm_force(
 ) -> Any:
     """A force that gives the atoms of `topology` the energy of `potential`.
 
-    Add it to an `openmm.System` with the masses of the same topology. It is periodic if the topology has box vectors.
+    Add it to an `openmm.System` with the masses of the same topology. It is periodic if the topology has box vectors,
+    in the box of the context, which is a cube of 2 nm unless the system is given another:
+    `system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())`.
 
     Args:
         potential: name of a shipped potential, path, or an object from `load_potential`.
@@ -161,7 +168,7 @@ def openmm_force(
         atoms: indices of the particles that the potential sees; by default all.
         dtype: "float32" or "float64"; for names and paths only.
         compile: to machine code, as in `GGNNCalculator`. A TorchForce of a compiled potential works in this process
-            only; one that is to be serialized needs compile=False.
+            only. A compiled PythonForce can be written to XML and read elsewhere; one with compile=False cannot.
 
     Returns:
         The force.

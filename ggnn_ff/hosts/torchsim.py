@@ -68,7 +68,7 @@ class GGNNModel(ModelInterface):
         if self.numbers is None or not torch.equal(numbers, self.numbers):
             check_elements(self.potential.contract, numbers.numpy())
             self.numbers = numbers
-        cell = state.row_vector_cell.detach().cpu().to(self._dtype).contiguous()
+        cell = state.row_vector_cell.detach().cpu().to(self._dtype).clone(memory_format=torch.contiguous_format)
         n_structures = cell.shape[0]
         if not state.pbc:
             cell = torch.zeros_like(cell)  # only a box

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -25,11 +26,17 @@ def load_operators(name: str) -> None:
     texts = [file.read_text(encoding="utf8") for file in (source, *sorted(source.parent.glob("*.h")))]
     facts = [texts, FLAGS, torch.__version__, machine()]
     path = cache_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.so"
+    if path.exists():
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
+            path.unlink()
     if not path.exists():
         if why := why_not_compile():
             raise InputError(f"`compile` must find a C++ compiler: {why}")
         write_atomically(path, lambda temporary: _build(source, temporary))
-    torch.ops.load_library(path)
+        torch.ops.load_library(path)
 
 
 def _build(source: Path, path: Path) -> None:
