@@ -98,8 +98,11 @@ class CompiledEnergyForces(nn.Module):
         periodic = any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
         inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
-        with self.lock:
-            package = self.package(edge_index.shape[1])
+        package = self.package(edge_index.shape[1])
+        with (
+            self.lock,
+            torch._C._AutoDispatchBelowAutograd(),
+        ):  # no look for derivatives of our operators
             atomic_energies, forces, gradient = package.loader.boxed_run(inputs)  # a quarter of the cost of package()
         stress = torch.zeros_like(cell)
         if n_structures == 1:
@@ -119,7 +122,9 @@ class CompiledEnergyForces(nn.Module):
     def package(self, n_edges: int) -> Any:
         """The package for so many edges: from memory, the cache, or made now; if that fails, the one that there is."""
         many = torch.get_num_threads() > 1 and n_edges >= EDGES_PER_THREAD * torch.get_num_threads()
-        if many not in self.packages:
+        if many in self.packages:
+            return self.packages[many]
+        with self.lock:
             try:
                 self.packages[many] = _cached(self.eager, self.loaded, torch.get_num_threads() if many else 1)
             except Exception as error:  # of a compiler, a full disk, torch
