@@ -99,7 +99,7 @@ class CompiledEnergyForces(nn.Module):
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
         inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
         package = self.package(edge_index.shape[1])
-        # Below autograd, operators of ours do not look for a derivative. Calling the package costs four times boxed_run.
+        # Below autograd, our operators do not look for a derivative. Calling the package costs four times boxed_run.
         with self.lock, torch._C._AutoDispatchBelowAutograd():
             atomic_energies, forces, gradient = package.loader.boxed_run(inputs)
         stress = torch.zeros_like(cell)
