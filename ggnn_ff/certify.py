@@ -141,11 +141,7 @@ def certify(
         check_elements(subject.used.contract, atoms.numbers)
         if labelled is not None:
             check_elements(subject.used.contract, labelled.numbers)
-    expected = None
-    try:
-        expected = None if labelled is None else whole_molecules(labelled, atoms)
-    except InputError as error:
-        say(f"distances and dihedral angles are not compared with those of the data: {error}")
+    expected = None if labelled is None else _expected(labelled, atoms, say)
     exact = atoms.copy()
     exact.calc = subject.exact
     sections: dict[str, list[Verdict]] = {}
@@ -186,6 +182,15 @@ def certify(
     certificate = Certificate(subject.name, atoms.get_chemical_formula(), sections, nve, hot, protocol)
     _write(certificate, folder)
     return certificate
+
+
+def _expected(labelled: LabelledFrames, atoms: Atoms, say: Callable[[str], None]) -> Trajectory | None:
+    """The data as a reference for hot runs, where they are of this molecule and whole."""
+    try:
+        return whole_molecules(labelled, atoms)
+    except InputError as error:
+        say(f"distances and dihedral angles are not compared with those of the data: {error}")
+        return None
 
 
 def _evaluated(measure: Measure, *arguments: Any) -> list[Verdict]:

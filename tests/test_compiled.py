@@ -250,6 +250,23 @@ def test_several_threads_of_python_may_share_a_compiled_potential(fast, shared):
         np.testing.assert_array_equal(found, forces(number))
 
 
+def test_a_compiled_python_force_can_be_written_to_xml(fast):
+    openmm = pytest.importorskip("openmm")
+    atoms = ethanol()
+    force = openmm_force(fast, make_topology(atoms), backend="python")
+    energies = []
+    for one in (force, openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(force))):
+        system = openmm.System()
+        for mass in atoms.get_masses():
+            system.addParticle(mass)
+        system.addForce(one)
+        reference = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), reference)
+        context.setPositions(atoms.positions / 10.0)
+        energies.append(context.getState(energy=True).getPotentialEnergy()._value)
+    assert energies[0] == energies[1]
+
+
 def test_hosts_compile_unless_told_otherwise(eager, fast, monkeypatch):
     monkeypatch.setattr(compiled, "compile_potential", lambda loaded: fast)
     assert fast_form(eager, None) is eager  # GGNN_FF_COMPILE=0 in these tests

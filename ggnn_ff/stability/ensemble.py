@@ -54,7 +54,7 @@ _MOST_FRAMES = 1000  # to see which common motions are at rest
 _LINEAR = 1e-3  # moment of inertia over the largest, below which a molecule does not turn about that axis
 _LARGEST_ATOM_FRAMES = 500_000  # physical_validation goes through them one by one, in Python
 _FEW_FRAMES = 50  # to see which bonds keep their length
-_RIGID = 1e-3  # angstrom: formats and constraints are more exact, the stiffest bond moves by a hundred times as much
+_RIGID = 1e-3  # angstrom: constraints are more exact, stiff bonds move a hundred times as much; XTC rounds to 0.01
 _MOVES = 0.05  # angstrom: atoms that move by less may be held
 _SEED = 0  # of the bootstrap, so that a report says the same every time
 

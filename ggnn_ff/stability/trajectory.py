@@ -237,15 +237,16 @@ def _with_frame_interval(trajectory: Trajectory, frame_interval_fs: float, own_e
 
 def _require_sound(trajectory: Trajectory) -> None:
     """Raises InputError at the first frame or row that cannot be right."""
-    n_periodic = int(trajectory.pbc.sum())
-    cells = trajectory.cell[:1] if np.all(trajectory.cell == trajectory.cell[0]) else trajectory.cell
-    ranks = np.linalg.matrix_rank(cells[:, trajectory.pbc]) if n_periodic else np.zeros(1)
-    if np.any(ranks < n_periodic):
-        frame = int(np.argmin(ranks))
-        raise InputError(
-            f"{trajectory.source}: the cell must have a vector in each periodic direction, but frame {frame} (from 0) "
-            f"is periodic in {n_periodic} with the cell {cells[frame].tolist()}; give the cell, or set pbc to F"
-        )
+    if n_periodic := int(trajectory.pbc.sum()):
+        same = np.all(trajectory.cell == trajectory.cell[:1])
+        cells = trajectory.cell[:1] if same else trajectory.cell
+        flat = np.flatnonzero(np.linalg.matrix_rank(cells[:, trajectory.pbc]) < n_periodic)
+        if len(flat):
+            raise InputError(
+                f"{trajectory.source}: the cell must have a vector in each periodic direction, but frame {flat[0]} "
+                f"(from 0) is periodic in {n_periodic} with the cell {cells[flat[0]].tolist()}; give the cell, or "
+                "set pbc to F"
+            )
     rows: dict[str, np.ndarray | None] = {
         "positions": trajectory.positions,
         "momenta": trajectory.momenta,
