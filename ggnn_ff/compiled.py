@@ -24,6 +24,8 @@ from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction, stress_of
 from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
+from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.host import load_package
 from ggnn_ff.locks import Lock
 from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
@@ -80,7 +82,7 @@ class CompiledEnergyForces(nn.Module):
         self.eager = eager
         self.loaded = loaded
         self.packages: dict[bool, Any] = {}
-        self.lock = Lock()  # a package waits for its other thread and keeps the interpreter from it
+        self.lock = Lock()  # for who makes a package
 
     def forward(
         self,
@@ -99,9 +101,7 @@ class CompiledEnergyForces(nn.Module):
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
         inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
         package = self.package(edge_index.shape[1])
-        # Below autograd, our operators do not look for a derivative. Calling the package costs four times boxed_run.
-        with self.lock, torch._C._AutoDispatchBelowAutograd():
-            atomic_energies, forces, gradient = package.loader.boxed_run(inputs)
+        atomic_energies, forces, gradient = package.run(inputs)
         stress = torch.zeros_like(cell)
         if n_structures == 1:
             energy = atomic_energies.sum(0, keepdim=True)
@@ -187,6 +187,7 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
     """A verified package, from the cache or made now."""
     keep_freed_memory()
     path = cache_folder() / f"{_key(eager, loaded, threads)}.pt2"
+    load_operators("host")
     with_kernels(eager.potential)  # a package calls operators by name
     if _has_tables(loaded):
         tables.register()
@@ -194,7 +195,7 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
         sums.register()
     if path.exists():
         try:
-            package = torch._inductor.aoti_load_package(str(path))
+            package = load_package(path, loaded.device)
             _verify(package, eager, loaded)
         except (RuntimeError, InputError) as error:
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
@@ -204,7 +205,7 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
         raise InputError(f"`compile` must find a C++ compiler: {why}")
     tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
     _make(eager, loaded, threads, path)
-    package = torch._inductor.aoti_load_package(str(path))
+    package = load_package(path, loaded.device)
     _verify(package, eager, loaded)
     return package
 

@@ -9,6 +9,7 @@ from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure
 
 SHORTEST_DISTANCE = 0.05  # angstrom; atoms closer than this lie on top of each other
+SKIN = 1.0  # angstrom, the margin of lists that are kept for some steps
 _NEAR = 1.0  # angstrom, enough to see atoms on one place; a shorter cutoff costs more in a cell
 
 
@@ -120,7 +121,7 @@ class SkinNeighborList:
     What it returns are exactly the edges within the cutoff, sorted by centre, as from `neighbor_list`.
     """
 
-    def __init__(self, cutoff: float, skin: float = 1.0) -> None:
+    def __init__(self, cutoff: float, skin: float = SKIN) -> None:
         """`cutoff` and `skin` (the margin) in angstrom."""
         self.cutoff, self.skin = cutoff, skin
         self.listed: Structure | None = None  # of which the list was made

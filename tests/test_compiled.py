@@ -25,6 +25,7 @@ from ggnn_ff.hosts.openmm import make_topology, openmm_force
 from ggnn_ff.hosts.parity import answers_of_all_hosts
 from ggnn_ff.models import MODELS
 from ggnn_ff.neighbors import neighbor_list
+from ggnn_ff.units import EV_PER_KJ_PER_MOL
 
 pytestmark = pytest.mark.skipif(why_not_compile() is not None, reason=f"{why_not_compile()}")
 ROUNDING = 1e-10  # eV, eV/angstrom, eV/angstrom^3, in float64
@@ -110,6 +111,35 @@ def test_hosts_agree_with_the_potential_itself(potential_folder, potential_file)
     for answer in answers.values():
         assert abs(answer.energy - answers["eager"].energy) < 1e-9
         np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-9)
+
+
+FEW_EDGES = {
+    "atom": Atoms("C"),
+    "pair": Atoms("CO", positions=[[0, 0, 0], [0, 0.3, 1.1]]),
+    "far apart": Atoms("CO", positions=[[0, 0, 0], [0, 0, 50.0]]),
+    "pair and another": Atoms("HCO", positions=[[9, 0, 0], [0, 0, 0], [0, 0.3, 1.1]]),
+}
+
+
+@pytest.mark.parametrize("name", FEW_EDGES)
+def test_openmm_evaluates_what_has_few_edges(eager, fast, name):
+    assert_openmm_agrees(fast, eager, FEW_EDGES[name])
+
+
+def assert_openmm_agrees(fast: LoadedPotential, eager: LoadedPotential, atoms: Atoms) -> None:
+    openmm = pytest.importorskip("openmm")
+    force = openmm_force(fast, make_topology(atoms), backend="python")
+    system = openmm.System()
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    system.addForce(force)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(atoms.positions * 0.1)
+    state = context.getState(energy=True, forces=True)
+    expected = eager.evaluate(atoms)
+    assert abs(state.getPotentialEnergy()._value * EV_PER_KJ_PER_MOL - float(expected.energy[0])) < 1e-8
+    forces = np.array(state.getForces(asNumpy=True)._value) * EV_PER_KJ_PER_MOL / 10.0
+    np.testing.assert_allclose(forces, expected.forces.numpy(), rtol=0, atol=1e-8)
 
 
 def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch):
@@ -288,4 +318,6 @@ def test_every_architecture_compiles(name, tmp_path):
         assert abs(answer.energy - answers["eager"].energy) < 1e-8
         np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-8)
     loaded = load_potential(folder, dtype="float64")
+    for atoms in FEW_EDGES.values():
+        assert_openmm_agrees(compile_potential(loaded), loaded, atoms)
     assert_same(compile_potential(loaded).evaluate(water(3)), loaded.evaluate(water(3)))

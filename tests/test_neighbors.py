@@ -9,9 +9,18 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import primitive_neighbor_list
 
+from ggnn_ff.cache import why_not_compile
 from ggnn_ff.errors import InputError
 from ggnn_ff.graph import Structure, edge_vectors, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, neighbor_list, shortest_edges, spread_too_far
+from ggnn_ff.kernels.host import make_edges
+from ggnn_ff.neighbors import (
+    SHORTEST_DISTANCE,
+    SkinNeighborList,
+    make_neighbor_list,
+    neighbor_list,
+    shortest_edges,
+    spread_too_far,
+)
 
 
 def box(atoms: Atoms, cell) -> Atoms:
@@ -201,6 +210,28 @@ def test_list_with_a_skin_is_the_list_at_every_step(periodic):
         assert torch.equal(edge_index, expected_index)  # in the same order, so that sums have the same last digits
         assert torch.equal(shifts, expected_shifts)
     assert 3 <= listed.n_lists < len(frames) / 2
+
+
+@pytest.mark.skipif(why_not_compile() is not None, reason=f"{why_not_compile()}")
+@pytest.mark.parametrize("periodic", [False, True])
+def test_edges_of_a_compiled_step_are_those_of_the_list(periodic):
+    edges, pairs_of, n_lists = make_edges(3.0, 0.6, SHORTEST_DISTANCE), make_neighbor_list(3.6), 0
+    frames = [from_atoms(atoms) for atoms in moving(periodic)]
+    for structure in frames:
+        x, cell = structure.positions, structure.cell[0]
+        found = edges.find(x, cell)
+        if found is None:
+            found = edges.list(x, cell, *pairs_of.compute(x, cell, periodic, "PS"))
+            n_lists += 1
+        expected_index, expected_shifts = neighbor_list(structure, 3.0)
+        assert torch.equal(found[0], expected_index)
+        torch.testing.assert_close(found[1], expected_shifts @ cell, rtol=0, atol=1e-12)
+    assert 3 <= n_lists < len(frames) / 2
+    x[0] = x[1] + 0.01
+    with pytest.raises(ValueError, match=r"atoms 0 and 1 at 0\.017\d* angstrom"):
+        edges.list(x, cell, *pairs_of.compute(x, cell, periodic, "PS"))
+    x[0] = torch.nan
+    assert edges.find(x, cell) is None
 
 
 def test_list_with_a_skin_tells_of_atoms_on_one_place():

@@ -4,22 +4,21 @@ import logging
 import operator
 import warnings
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from ggnn_ff.compiled import CompiledEnergyForces, fast_form
+from ggnn_ff.compiled import EDGES_PER_THREAD, CompiledEnergyForces, fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, as_loaded
-from ggnn_ff.graph import Structure
+from ggnn_ff.kernels.host import make_edges
 from ggnn_ff.locks import Lock
-from ggnn_ff.neighbors import SkinNeighborList, make_neighbor_list, spread_too_far
+from ggnn_ff.neighbors import SHORTEST_DISTANCE, SKIN, make_neighbor_list, spread_too_far
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL
 
 _LOADED_AGAIN: set[Path] = set()
@@ -58,8 +57,7 @@ class OpenMMModule(nn.Module):
         else:
             cell = box_vectors.to(torch.float64) * self.angstrom
             periodic = True
-        if spread_too_far(x, cell, torch.full((3,), periodic, dtype=torch.bool, device=x.device), self.cutoff):
-            raise ValueError("atoms are too far apart for a neighbour list; the structure is broken")
+        _check_spread(x, cell, periodic, self.cutoff)
         pairs, shifts = self.neighbors.compute(x, cell, periodic, "PS")
         edge_index = pairs.t().to(torch.int64)
         out = self.module(x, self.numbers, cell.unsqueeze(0), edge_index, shifts.to(torch.float64), self.batch, 1)
@@ -69,60 +67,56 @@ class OpenMMModule(nn.Module):
 
 
 class CompiledOpenMMModule(nn.Module):
-    """As `OpenMMModule`, by a compiled potential, with a neighbour list that is kept for some steps."""
+    """As `OpenMMModule`, by the packages of a compiled potential; once it is TorchScript, without any Python.
 
-    def __init__(self, loaded: LoadedPotential, numbers: Tensor, atoms: Tensor) -> None:
+    It works on the CPU, up to the packages, wherever OpenMM moves it: so its tensors are no buffers.
+    """
+
+    def __init__(self, loaded: LoadedPotential, numbers: Tensor, atoms: Tensor, periodic: bool) -> None:
         super().__init__()
-        self.loaded, self.numbers, self.atoms = loaded, numbers, atoms
-        self.neighbors = SkinNeighborList(loaded.contract.cutoff)
-        self.batch = torch.zeros_like(numbers)
-        self.lock = Lock()  # several contexts may have one force, and a thread each
+        self.made_with = (loaded, numbers, atoms, periodic)
+        self.atoms, self.numbers = atoms, numbers.to(loaded.device)
+        self.edges = make_edges(loaded.contract.cutoff, SKIN, SHORTEST_DISTANCE)
+        self.cutoff = loaded.contract.cutoff + SKIN
+        self.neighbors = make_neighbor_list(self.cutoff)
+        compiled = cast(CompiledEnergyForces, loaded.module)
+        self.few = self.many = compiled.package(0)
+        self.many_edges = EDGES_PER_THREAD * torch.get_num_threads()
+        if periodic or len(numbers) * (len(numbers) - 1) >= self.many_edges:
+            self.many = compiled.package(self.many_edges)
+        self.angstrom = ANGSTROM_PER_NANOMETER
+        self.kj_per_mol = 1.0 / EV_PER_KJ_PER_MOL
 
-    @torch.inference_mode(False)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledOpenMMModule, self.made_with
+
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `OpenMMModule.forward`."""
-        x = positions.detach().cpu().to(torch.float64)[self.atoms] * ANGSTROM_PER_NANOMETER
-        periodic = box_vectors is not None
-        cell = torch.zeros(3, 3, dtype=torch.float64)
-        if box_vectors is not None:
-            cell = box_vectors.detach().cpu().to(torch.float64) * ANGSTROM_PER_NANOMETER
-        structure = Structure(x, self.numbers, cell.unsqueeze(0), torch.full((1, 3), periodic), self.batch, 1)
-        with self.lock:
-            edge_index, shifts = self.neighbors(structure)
-        tensors = (x, self.numbers, structure.cell, edge_index, shifts, self.batch)
-        out = self.loaded.module(*(tensor.to(self.loaded.device) for tensor in tensors), 1)
+        x = positions.detach().to(self.atoms.device, torch.float64)[self.atoms] * self.angstrom
+        if box_vectors is None:
+            cell = torch.zeros(3, 3, dtype=torch.float64)
+            periodic = False
+        else:
+            cell = box_vectors.to(self.atoms.device, torch.float64) * self.angstrom
+            periodic = True
+        edges = self.edges.find(x, cell)
+        if edges is None:
+            _check_spread(x, cell, periodic, self.cutoff)
+            pairs, shifts = self.neighbors.compute(x, cell, periodic, "PS")
+            edges = self.edges.list(x, cell, pairs, shifts)
+        package = self.few if edges[0].shape[1] < self.many_edges else self.many
+        device = self.numbers.device
+        out = package.run([x.to(device), self.numbers, edges[0].to(device), edges[1].to(device)])
         forces = torch.zeros(positions.shape[0], 3, dtype=torch.float64)
-        forces[self.atoms] = out.forces.cpu() * (ANGSTROM_PER_NANOMETER / EV_PER_KJ_PER_MOL)
-        return out.energy[0].cpu() / EV_PER_KJ_PER_MOL, forces.to(positions.dtype)
+        forces = forces.index_copy(0, self.atoms, out[1].to(x.device) * (self.kj_per_mol * self.angstrom))
+        energy = out[0].sum() * self.kj_per_mol
+        return energy.to(positions.device), forces.to(positions.device, positions.dtype)
 
 
-_COMPILED: list[CompiledOpenMMModule] = []  # those that TorchForces call, by number
-
-
-@cache
-def _operator() -> torch.library.Library:
-    """The operator by which a TorchForce calls a compiled potential of this process."""
-    library = torch.library.Library("ggnn_ff", "DEF")
-    library.define("compiled_potential(Tensor positions, Tensor? box_vectors, int number) -> (Tensor, Tensor)")
-
-    def call(positions: Tensor, box_vectors: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
-        energy, forces = _COMPILED[number](positions, box_vectors)
-        return energy.to(positions.device), forces.to(positions.device)
-
-    library.impl("compiled_potential", call, "CompositeExplicitAutograd")
-    return library
-
-
-class _CallsCompiled(nn.Module):
-    """What is scripted for a TorchForce: a number, and the operator that finds the potential by it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Energy in kJ/mol and forces in kJ/mol/nm."""
-        return torch.ops.ggnn_ff.compiled_potential(positions, box_vectors, self.number)
+def _check_spread(x: Tensor, cell: Tensor, periodic: bool, cutoff: float) -> None:
+    pbc = torch.full((3,), periodic, dtype=torch.bool, device=x.device)
+    if spread_too_far(x, cell, pbc, cutoff):
+        raise ValueError("atoms are too far apart for a neighbour list; the structure is broken")
 
 
 class _Compute:
@@ -130,19 +124,35 @@ class _Compute:
 
     def __init__(self, module: nn.Module, periodic: bool) -> None:
         self.module, self.periodic = module, periodic
+        self.evaluate = _scripted(module).forward if isinstance(module, CompiledOpenMMModule) else module
         self.lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Compute, (self.module, self.periodic)
 
     @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
-        from openmm import unit
-
-        positions = torch.from_numpy(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).copy())
+        positions = torch.from_numpy(_in_nanometers(state.getPositions(asNumpy=True)))
         box = None
         if self.periodic:
-            box = torch.from_numpy(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer).copy())
+            box = torch.from_numpy(_in_nanometers(state.getPeriodicBoxVectors(asNumpy=True)))
         with self.lock:
-            energy, forces = self.module(positions, box)
+            energy, forces = self.evaluate(positions, box)
         return float(energy), forces.numpy()
+
+
+def _in_nanometers(quantity: Any) -> np.ndarray:
+    from openmm import unit
+
+    if quantity.unit is unit.nanometer:  # else its value is copied with care, which takes time
+        return quantity._value
+    return quantity.value_in_unit(unit.nanometer)
+
+
+def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
+        return torch.jit.script(module)
 
 
 def openmm_force(
@@ -182,29 +192,23 @@ def openmm_force(
     loaded = as_loaded(potential, dtype=dtype)
     numbers, indices = _numbers(topology, atoms)
     check_elements(loaded.contract, numbers)
-    loaded = fast_form(loaded, compile)
-    compiled = isinstance(loaded.module, CompiledEnergyForces)
+    if len(numbers) > 1:  # for which packages are made
+        loaded = fast_form(loaded, compile)
     elements, chosen = torch.from_numpy(numbers), torch.from_numpy(indices)
-    module: nn.Module
-    if compiled:
-        module = CompiledOpenMMModule(loaded, elements, chosen)
-    else:
-        module = OpenMMModule(loaded.module, loaded.contract.cutoff, elements, chosen).eval()
     periodic = topology.getPeriodicBoxVectors() is not None
+    module: nn.Module
+    if isinstance(loaded.module, CompiledEnergyForces) and len(numbers) > 1:
+        module = CompiledOpenMMModule(loaded, elements, chosen, periodic)
+    else:
+        plain = loaded.module.eager if isinstance(loaded.module, CompiledEnergyForces) else loaded.module
+        module = OpenMMModule(plain, loaded.contract.cutoff, elements, chosen).eval()
     torch_force = _torch_force_class(backend)
     if torch_force is None:
         import openmm
 
         force = openmm.PythonForce(_Compute(module, periodic))
     else:
-        if compiled:
-            _operator()
-            _COMPILED.append(module)  # type: ignore[arg-type]
-            module = _CallsCompiled(len(_COMPILED) - 1)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated from torch 2.10 on
-            scripted = torch.jit.script(module)
-        force = torch_force(scripted)
+        force = torch_force(_scripted(module))
         force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force

@@ -1,0 +1,141 @@
+// What a host needs at each step of a compiled potential, without Python: the edges, and the package that takes them.
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/custom_class.h>
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <optional>
+
+namespace {
+
+using at::Tensor;
+using Listed = std::tuple<Tensor, Tensor>; // edges (2, E), sorted, and offsets (E, 3) of the neighbours' cells
+
+constexpr int64_t kFewest = 4; // edges that a package is made for
+
+// A package of AOTInductor on a device (-1: the one in use). A second thread waits for the first.
+class Package : public torch::CustomClassHolder {
+ public:
+  const std::tuple<std::string, int64_t> made_with;
+
+  Package(std::string path, int64_t device)
+      : made_with(path, device), loader_(path, "model", false, 1, static_cast<c10::DeviceIndex>(device)) {}
+
+  std::vector<Tensor> run(std::vector<Tensor> inputs) {
+    at::AutoDispatchBelowAutograd below; // else our operators look for a derivative, in Python
+    return loader_.boxed_run(std::move(inputs));
+  }
+
+ private:
+  torch::inductor::AOTIModelPackageLoader loader_;
+};
+
+// Edges of one structure that moves: listed with a margin, the skin, and used until an atom has moved half of it.
+// All tensors are float64 on the processor, and contiguous; lengths in angstrom.
+class Edges : public torch::CustomClassHolder {
+ public:
+  const std::tuple<double, double, double> made_with;
+
+  Edges(double cutoff, double skin, double shortest)
+      : made_with(cutoff, skin, shortest), cutoff_(cutoff), skin_(skin), shortest_(shortest) {}
+
+  // The edges within the cutoff; nothing where they must be listed anew.
+  std::optional<Listed> find(const Tensor& positions, const Tensor& cell) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (!holds(positions, cell)) return std::nullopt;
+    return within(positions);
+  }
+
+  // As find, from all pairs (P, 2) and their shifts (P, 3) within cutoff and skin.
+  Listed list(const Tensor& positions, const Tensor& cell, const Tensor& pairs, const Tensor& shifts) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const Tensor both = pairs.to(at::kLong).contiguous(), cells = shifts.to(at::kDouble).contiguous();
+    const int64_t* pair = both.const_data_ptr<int64_t>();
+    const double* shift = cells.const_data_ptr<double>();
+    const auto key = [&](int64_t e) {
+      return std::make_tuple(pair[2 * e], pair[2 * e + 1], shift[3 * e], shift[3 * e + 1], shift[3 * e + 2]);
+    };
+    std::vector<int64_t> order(pairs.size(0));
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+    const Tensor sorted = at::tensor(order, at::kLong);
+    edges_ = both.index_select(0, sorted).t().contiguous();
+    offsets_ = at::matmul(cells.index_select(0, sorted), cell);
+    positions_ = positions.clone();
+    cell_ = cell.clone();
+    return within(positions);
+  }
+
+ private:
+  bool holds(const Tensor& positions, const Tensor& cell) const {
+    if (!positions_.defined() || positions_.sizes() != positions.sizes() || !at::equal(cell_, cell)) return false;
+    const double *now = positions.const_data_ptr<double>(), *then = positions_.const_data_ptr<double>();
+    for (int64_t i = 0; i < positions.numel(); i += 3) {
+      double square = 0.0;
+      for (int a = 0; a < 3; ++a) square += (now[i + a] - then[i + a]) * (now[i + a] - then[i + a]);
+      if (!(square < 0.25 * skin_ * skin_)) return false; // also where it is not a number
+    }
+    return true;
+  }
+
+  Listed within(const Tensor& positions) const {
+    const int64_t n = edges_.size(1), *centre = edges_.const_data_ptr<int64_t>(), *neighbour = centre + n;
+    const double *x = positions.const_data_ptr<double>(), *offset = offsets_.const_data_ptr<double>();
+    std::vector<int64_t> chosen;
+    chosen.reserve(n);
+    for (int64_t e = 0; e < n; ++e) {
+      double square = 0.0;
+      for (int a = 0; a < 3; ++a) {
+        const double d = x[3 * neighbour[e] + a] - x[3 * centre[e] + a] + offset[3 * e + a];
+        square += d * d;
+      }
+      TORCH_CHECK_VALUE(!(square < shortest_ * shortest_), "`positions` must keep atoms apart, got atoms ", centre[e],
+                        " and ", neighbour[e], " at ", std::sqrt(square), " angstrom; the structure is broken (two ",
+                        "atoms on one place) or in the wrong unit of length");
+      if (square < cutoff_ * cutoff_) chosen.push_back(e);
+    }
+    if (static_cast<int64_t>(chosen.size()) == n && n >= kFewest) return {edges_, offsets_};
+    const Tensor rows = at::tensor(chosen, at::kLong);
+    const Listed found{edges_.index_select(1, rows), offsets_.index_select(0, rows)};
+    return static_cast<int64_t>(chosen.size()) >= kFewest ? found : with_far_ones(found, positions);
+  }
+
+  // Adds edges of twice the cutoff between the first two atoms, which add nothing to an energy.
+  Listed with_far_ones(const Listed& found, const Tensor& positions) const {
+    const Tensor far = 2.0 * cutoff_ * at::eye(3, at::kDouble).slice(0, 0, 2);
+    const Tensor offsets = far - (positions[1] - positions[0]);
+    const Tensor forth = at::tensor({0, 0, 1, 1}, at::kLong), back = at::tensor({1, 1, 0, 0}, at::kLong);
+    const Tensor edges = at::cat({at::stack({forth, back}), std::get<0>(found)}, 1);
+    const Tensor order = std::get<1>(edges[0].sort(true, 0, false));
+    return {edges.index_select(1, order), at::cat({offsets, -offsets, std::get<1>(found)}).index_select(0, order)};
+  }
+
+  const double cutoff_, skin_, shortest_;
+  std::mutex mutex_;
+  Tensor edges_, offsets_, positions_, cell_; // as listed
+};
+
+} // namespace
+
+TORCH_LIBRARY(ggnn_ff_host, library) {
+  using c10::intrusive_ptr, c10::make_intrusive; // a copy is made anew: OpenMM has one for each context
+  library.class_<Package>("Package")
+      .def(torch::init<std::string, int64_t>())
+      .def("run", &Package::run)
+      .def_pickle([](const intrusive_ptr<Package>& self) { return self->made_with; },
+                  [](const std::tuple<std::string, int64_t>& with) {
+                    return make_intrusive<Package>(std::get<0>(with), std::get<1>(with));
+                  });
+  library.class_<Edges>("Edges")
+      .def(torch::init<double, double, double>())
+      .def("find", &Edges::find)
+      .def("list", &Edges::list)
+      .def_pickle([](const intrusive_ptr<Edges>& self) { return self->made_with; },
+                  [](const std::tuple<double, double, double>& with) {
+                    return make_intrusive<Edges>(std::get<0>(with), std::get<1>(with), std::get<2>(with));
+                  });
+}
