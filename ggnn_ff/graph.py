@@ -52,16 +52,12 @@ def edge_vectors(positions: Tensor, cell: Tensor, edge_index: Tensor, shifts: Te
 
 
 def moved(structure: Structure, positions: np.ndarray) -> Structure:
-    """One structure with other `positions` (N, 3).
-
-    Raises:
-        InputError: positions that are not finite.
-    """
-    _check_finite(positions)
+    """One structure with other `positions` (N, 3); whether they are finite is seen where neighbours are listed."""
     return structure._replace(positions=torch.from_numpy(positions.copy()))
 
 
-def _check_finite(positions: np.ndarray) -> None:
+def check_finite(positions: np.ndarray) -> None:
+    """Raises InputError unless all positions (N, 3) are numbers."""
     if not np.isfinite(positions).all():
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
         raise InputError(
@@ -80,7 +76,7 @@ def from_atoms(atoms: Atoms) -> Structure:
     if len(atoms) == 0:
         raise InputError("`atoms` must hold at least one atom, got an empty structure; check the file it came from")
     positions = np.asarray(atoms.positions, dtype=np.float64)
-    _check_finite(positions)
+    check_finite(positions)
     if (atoms.numbers <= 0).any():
         index = int(np.flatnonzero(atoms.numbers <= 0)[0])
         raise InputError(f"`atoms.numbers` must be positive, got {atoms.numbers[index]} for atom {index}; remove it")

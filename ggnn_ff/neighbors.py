@@ -6,7 +6,7 @@ from torch import Tensor
 from vesin_torch import NeighborList
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.graph import Structure
+from ggnn_ff.graph import Structure, check_finite
 
 SHORTEST_DISTANCE = 0.05  # angstrom; atoms closer than this lie on top of each other
 SKIN = 1.0  # angstrom, the margin of lists that are kept for some steps
@@ -52,8 +52,9 @@ def neighbor_list(structure: Structure, cutoff: float) -> tuple[Tensor, Tensor]:
         `edge_index` (2, E) int64 and `shifts` (E, 3) float64, sorted by centre, neighbour and shift.
 
     Raises:
-        InputError: two atoms lie on top of each other, or too far apart.
+        InputError: two atoms lie on top of each other, or too far apart, or positions are not finite.
     """
+    check_finite(structure.positions.detach().numpy())
     edges: list[Tensor] = []
     shifts: list[Tensor] = []
     start = 0

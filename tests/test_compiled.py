@@ -122,11 +122,36 @@ FEW_EDGES = {
 
 
 @pytest.mark.parametrize("name", FEW_EDGES)
-def test_openmm_evaluates_what_has_few_edges(eager, fast, name):
-    assert_openmm_agrees(fast, eager, FEW_EDGES[name])
+def test_hosts_evaluate_what_has_few_edges(eager, fast, name):
+    assert_hosts_agree(fast, eager, FEW_EDGES[name])
 
 
-def assert_openmm_agrees(fast: LoadedPotential, eager: LoadedPotential, atoms: Atoms) -> None:
+def test_ase_steps_of_a_compiled_potential(eager, fast):
+    """Through lists that hold and lists that do not, with cell, periodicity and size changing on the way."""
+    calculator, atoms, random = GGNNCalculator(fast), water(2), np.random.default_rng(0)
+    changed = Atoms(atoms, pbc=[True, True, False]), Atoms(atoms, pbc=False), atoms[:-3], water(1)
+    changed[2].set_cell(1.01 * atoms.cell, scale_atoms=True)
+    for frame in (atoms, *changed, atoms):
+        for size in (0.0, 0.01, 0.01, 0.5, 0.01):
+            frame.positions += random.normal(scale=size, size=frame.positions.shape)
+            frame.calc = calculator
+            expected = eager.evaluate(frame)
+            assert abs(frame.get_potential_energy() - float(expected.energy[0])) < 1e-9
+            np.testing.assert_allclose(frame.get_forces(), expected.forces.numpy(), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(frame.get_potential_energies(), expected.atomic_energies.numpy(), atol=1e-9)
+            if all(frame.pbc):
+                stress = frame.get_stress(voigt=False)
+                np.testing.assert_allclose(stress, expected.stress[0].numpy(), rtol=0, atol=1e-10)
+    before = atoms.copy()
+    for place, message in ((atoms.positions[1] + 0.01, "atoms 0 and 1 at 0.017"), (np.nan, "must be finite")):
+        atoms.positions[0] = place
+        with pytest.raises(InputError, match=message):
+            atoms.get_forces()
+    before.calc = pickle.loads(pickle.dumps(calculator))
+    assert abs(before.get_potential_energy() - float(eager.evaluate(before).energy[0])) < 1e-9
+
+
+def assert_hosts_agree(fast: LoadedPotential, eager: LoadedPotential, atoms: Atoms) -> None:
     openmm = pytest.importorskip("openmm")
     force = openmm_force(fast, make_topology(atoms), backend="python")
     system = openmm.System()
@@ -140,6 +165,9 @@ def assert_openmm_agrees(fast: LoadedPotential, eager: LoadedPotential, atoms: A
     assert abs(state.getPotentialEnergy()._value * EV_PER_KJ_PER_MOL - float(expected.energy[0])) < 1e-8
     forces = np.array(state.getForces(asNumpy=True)._value) * EV_PER_KJ_PER_MOL / 10.0
     np.testing.assert_allclose(forces, expected.forces.numpy(), rtol=0, atol=1e-8)
+    atoms.calc = GGNNCalculator(fast)
+    assert abs(atoms.get_potential_energy() - float(expected.energy[0])) < 1e-8
+    np.testing.assert_allclose(atoms.get_forces(), expected.forces.numpy(), rtol=0, atol=1e-8)
 
 
 def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch):
@@ -319,5 +347,5 @@ def test_every_architecture_compiles(name, tmp_path):
         np.testing.assert_allclose(answer.forces, answers["eager"].forces, rtol=0, atol=1e-8)
     loaded = load_potential(folder, dtype="float64")
     for atoms in FEW_EDGES.values():
-        assert_openmm_agrees(compile_potential(loaded), loaded, atoms)
+        assert_hosts_agree(compile_potential(loaded), loaded, atoms)
     assert_same(compile_potential(loaded).evaluate(water(3)), loaded.evaluate(water(3)))

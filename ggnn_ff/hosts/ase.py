@@ -1,17 +1,19 @@
 """The potential as an ASE calculator."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ggnn_ff.compiled import fast_form
+from ggnn_ff.compiled import CompiledEnergyForces, CompiledSteps, fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.export import LoadedPotential, as_loaded
+from ggnn_ff.forces import Prediction
 from ggnn_ff.graph import Structure, from_atoms, moved
 from ggnn_ff.neighbors import SkinNeighborList
 
@@ -48,7 +50,12 @@ class GGNNCalculator(Calculator):
         super().__init__()
         self.potential = fast_form(as_loaded(potential, device, dtype), compile)
         self.parameters.update(potential_sha256=self.potential.contract.identity, dtype=self.potential.dtype)
-        self.neighbors = SkinNeighborList(self.potential.contract.cutoff)
+        self.predict: Callable[[Structure], Prediction]
+        if isinstance(self.potential.module, CompiledEnergyForces):
+            self.predict = CompiledSteps(self.potential)
+        else:
+            neighbors = SkinNeighborList(self.potential.contract.cutoff)
+            self.predict = partial(self.potential.predict, neighbors=neighbors)
         self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
@@ -62,7 +69,7 @@ class GGNNCalculator(Calculator):
             "cell": (before.cell.array, atoms.cell.array),
             "pbc": (before.pbc, atoms.pbc),
         }
-        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+        return [name for name, (old, new) in pairs.items() if old.tobytes() != new.tobytes()]
 
     @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def calculate(
@@ -78,12 +85,12 @@ class GGNNCalculator(Calculator):
             PropertyNotImplementedError: stress without a cell that is periodic in three directions.
         """
         structure = self._take(atoms, system_changes)
-        periodic = bool(self.atoms.pbc.all())
+        periodic = all(self.atoms.pbc)
         if "stress" in (properties or []) and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a cell that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
             )
-        prediction = self.potential.predict(structure, self.neighbors)
+        prediction = self.predict(structure)
         energy = float(prediction.energy[0])
         results: dict[str, Any] = {
             "energy": energy,
@@ -99,8 +106,8 @@ class GGNNCalculator(Calculator):
         """Keeps `atoms` (None: those that are kept) in `self.atoms`, and returns them as a checked structure."""
         if self.last is not None and system_changes == ["positions"] and atoms is not None:
             kept, structure = self.last
-            kept.positions[:] = atoms.positions
-            structure = moved(structure, kept.positions)
+            structure = moved(structure, atoms.positions)
+            kept.arrays["positions"] = structure.positions.numpy()
         else:
             kept = (self.atoms if atoms is None else atoms).copy()
             structure = from_atoms(kept)
