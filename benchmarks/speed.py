@@ -6,8 +6,9 @@ uv run benchmarks/speed.py --only mace                     # some candidates; on
 
 Each peer runs in a process of its own, in an environment that uv makes from the header of its script in
 benchmarks/peers. All are started first and asked once, since some compile; then they take turns, one structure after
-the other, for some rounds: what disturbs the machine disturbs all. Figures are medians over rounds of medians over
-steps. Models have random weights and cutoff 5 angstrom.
+the other, for some rounds: what disturbs the machine disturbs all. Large structures are for one candidate after the
+other, since there is not memory for all. Figures are medians over rounds of medians over steps. Models have random
+weights and cutoff 5 angstrom. With --systems, figures of other structures stay as they are in benchmarks/speed.json.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from ggnn_ff.comparison.speed import structures, water_box
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
+EVIDENCE = ROOT / "benchmarks" / "speed.json"
 LARGEST_FOR_PEERS = 1536  # atoms; ours go on, to show how cost and memory grow
 LARGEST_FOR_XTB = 192  # the next would take an hour a step
 LARGE = 1000  # atoms; from here on there is one round
@@ -140,30 +142,38 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One entry for each candidate and system, with the milliseconds of each round or an error."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
+    smallest = min(len(atoms) for atoms in named.values())
+    chosen = [candidate for candidate in chosen if smallest <= candidate.largest]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         processes = {c.name: stack.enter_context(started(c, threads)) for c in chosen}
+
+        def turn(candidate: Candidate, system: str, seconds: float) -> None:
+            entry = entries[candidate.name, system]
+            if "error" in entry or entry["n_atoms"] > candidate.largest:
+                return
+            answer = ask(processes[candidate.name], Path(folder) / f"{system.replace(' ', '-')}.xyz", seconds)
+            if "milliseconds" in answer and seconds:
+                entry["rounds"].append(answer.pop("milliseconds"))
+                print(
+                    f"{system}, round {len(entry['rounds'])}: {candidate.name}: {entry['rounds'][-1]}", file=sys.stderr
+                )
+            entry.update(answer)
+
         for system, atoms in named.items():
-            path = Path(folder) / f"{system.replace(' ', '-')}.xyz"
-            ase.io.write(path, atoms, format="extxyz")
+            ase.io.write(Path(folder) / f"{system.replace(' ', '-')}.xyz", atoms, format="extxyz")
             for candidate in chosen:
-                entries[candidate.name, system] = {
-                    "candidate": candidate.name,
-                    "system": system,
-                    "n_atoms": len(atoms),
-                    "rounds": [],
-                }
-                if system == next(iter(named)):  # nothing compiles or is imported any more when times are taken
-                    entries[candidate.name, system].update(ask(processes[candidate.name], path, 0.0))
-            for round_ in range(rounds if len(atoms) < LARGE else 1):
+                about = {"candidate": candidate.name, "system": system, "n_atoms": len(atoms), "rounds": []}
+                entries[candidate.name, system] = {**about, "date": date.today().isoformat()}
+        for candidate in chosen:  # nothing compiles or is imported any more when times are taken
+            turn(candidate, next(iter(named)), 0.0)
+        for system in [name for name, atoms in named.items() if len(atoms) < LARGE]:
+            for _ in range(rounds):
                 for candidate in chosen:
-                    entry = entries[candidate.name, system]
-                    if "error" in entry or len(atoms) > candidate.largest:
-                        continue
-                    answer = ask(processes[candidate.name], path, seconds)
-                    if "milliseconds" in answer:
-                        entry["rounds"].append(answer.pop("milliseconds"))
-                    entry.update(answer)
-                    print(f"{system}, round {round_ + 1}: {candidate.name}: {entry['rounds'][-1:]}", file=sys.stderr)
+                    turn(candidate, system, seconds)
+        for candidate in chosen:  # one after the other, for there is not memory for all
+            for system in [name for name, atoms in named.items() if len(atoms) >= LARGE]:
+                turn(candidate, system, seconds)
+            processes[candidate.name].kill()
     for entry in entries.values():
         entry["milliseconds"] = statistics.median(entry["rounds"]) if entry["rounds"] else None
     return list(entries.values())
@@ -177,7 +187,7 @@ def table(entries: list[dict[str, Any]], chosen: list[Candidate]) -> str:
     for candidate in chosen:
         cells = []
         for name, _ in named:
-            time, peer = times[candidate.name, name], times.get((candidate.against or "", name))
+            time, peer = times.get((candidate.name, name)), times.get((candidate.against or "", name))
             ratio = f" ({peer / time:.1f}x)" if time and peer else ""
             cells.append(f"{time:.3g}{ratio}" if time else "-")
         lines.append(f"| {candidate.name} | " + " | ".join(cells) + " |")
@@ -233,6 +243,10 @@ def main() -> None:
             print(f"{entry['candidate']}, {entry['system']}: {entry['error']}")
     if given.only:
         return
+    if given.systems and EVIDENCE.exists():  # figures of other structures stay
+        entries += [e for e in json.loads(EVIDENCE.read_text(encoding="utf8"))["entries"] if e["system"] not in named]
+        entries.sort(key=lambda entry: entry["n_atoms"])
+        text = f"{table(entries, chosen)}\n\n{memory(entries)}".rstrip()
     evidence = {
         "command": f"uv run benchmarks/{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
         "date": date.today().isoformat(),
@@ -241,13 +255,14 @@ def main() -> None:
         "threads": given.threads,
         "entries": entries,
     }
-    (ROOT / "benchmarks" / "speed.json").write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf8")
+    EVIDENCE.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf8")
+    others = f" (other structures before: {EVIDENCE.name})" if given.systems else ""
     heading = f"""# Milliseconds per step
 
 Constant-energy dynamics in ASE, neighbour list included, float32, {given.threads} threads, medians of {given.rounds}
 rounds (one round from {LARGE} atoms on); in brackets how many times faster than the peer with the same architecture and
 hyper-parameters in the same run.
-Made by `{evidence["command"]}` on {evidence["date"]}.
+Made by `{evidence["command"]}`{others} on {evidence["date"]}.
 
 """
     (ROOT / "benchmarks" / "speed.md").write_text(heading + text + "\n", encoding="utf8")

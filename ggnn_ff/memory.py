@@ -5,6 +5,7 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from malloc.h
 _LARGEST = 2**31 - 1  # bytes; mallopt takes no more
+_NEVER = -1
 
 
 def keep_freed_memory() -> None:
@@ -21,4 +22,4 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):  # another C library
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
-    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _NEVER)

@@ -17,7 +17,7 @@ from ggnn_ff.graph import from_atoms
 from ggnn_ff.neighbors import check_apart
 from ggnn_ff.units import ANGSTROM_PER_NANOMETER, EV_PER_KJ_PER_MOL, FEMTOSECOND
 
-ASE_EVERY = 10
+ASE_EVERY = 20
 """Steps between looks in ASE, where what is looked at is there already."""
 
 
@@ -32,7 +32,7 @@ def guarded(
 ) -> Iterator[Guard]:
     """Watches what `dynamics` does within the block.
 
-    It is looked at every 10 steps in ASE, and in OpenMM every 100, since the energy costs a step there. What is watched
+    It is looked at every 20 steps in ASE, and in OpenMM every 100, since the energy costs a step there. What is watched
     and what is kept: see `Guard`, which the block gets. All atoms are held against the training data, so it is not for
     systems of which the potential sees some atoms only (`openmm_force` with `atoms`).
 

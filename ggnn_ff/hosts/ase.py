@@ -1,6 +1,7 @@
 """The potential as an ASE calculator."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ class GGNNCalculator(Calculator):
         self.potential = fast_form(as_loaded(potential, device, dtype), compile)
         self.parameters.update(potential_sha256=self.potential.contract.identity, dtype=self.potential.dtype)
         self.predict: Callable[[Structure], Prediction]
+        self.gradients: Callable[[], AbstractContextManager] = nullcontext
         if isinstance(self.potential.module, CompiledEnergyForces):
             self.predict = CompiledSteps(self.potential)
-        else:
+        else:  # forces are a gradient, also where the caller has switched gradients off
+            self.gradients = partial(torch.inference_mode, False)
             neighbors = SkinNeighborList(self.potential.contract.cutoff)
             self.predict = partial(self.potential.predict, neighbors=neighbors)
         self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
@@ -71,7 +74,6 @@ class GGNNCalculator(Calculator):
         }
         return [name for name, (old, new) in pairs.items() if old.tobytes() != new.tobytes()]
 
-    @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -84,13 +86,14 @@ class GGNNCalculator(Calculator):
             InputError: an element the potential does not know, or a broken structure.
             PropertyNotImplementedError: stress without a cell that is periodic in three directions.
         """
-        structure = self._take(atoms, system_changes)
-        periodic = all(self.atoms.pbc)
-        if "stress" in (properties or []) and not periodic:
-            raise PropertyNotImplementedError(
-                f"stress needs a cell that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
-            )
-        prediction = self.predict(structure)
+        with self.gradients():
+            structure = self._take(atoms, system_changes)
+            periodic = all(self.atoms.pbc)
+            if "stress" in (properties or []) and not periodic:
+                raise PropertyNotImplementedError(
+                    f"stress needs a cell that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
+                )
+            prediction = self.predict(structure)
         energy = float(prediction.energy[0])
         results: dict[str, Any] = {
             "energy": energy,

@@ -76,6 +76,7 @@ class CompiledOpenMMModule(nn.Module):
         super().__init__()
         self.made_with = (loaded, numbers, atoms, periodic)
         self.atoms, self.numbers = atoms, numbers.to(loaded.device)
+        self.in_order = atoms.tolist() == list(range(len(atoms)))
         self.edges = make_edges(loaded.contract.cutoff, SKIN, SHORTEST_DISTANCE)
         self.cutoff = loaded.contract.cutoff + SKIN
         self.neighbors = make_neighbor_list(self.cutoff)
@@ -92,7 +93,10 @@ class CompiledOpenMMModule(nn.Module):
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `OpenMMModule.forward`."""
-        x = positions.detach().to(self.atoms.device, torch.float64)[self.atoms] * self.angstrom
+        x = positions.detach().to(self.atoms.device, torch.float64) * self.angstrom
+        every = self.in_order and len(self.atoms) == len(positions)  # then nothing has to be taken out
+        if not every:
+            x = x[self.atoms]
         if box_vectors is None:
             cell = torch.zeros(3, 3, dtype=torch.float64)
             periodic = False
@@ -107,8 +111,9 @@ class CompiledOpenMMModule(nn.Module):
         package = self.few if edges[0].shape[1] < self.many_edges else self.many
         device = self.numbers.device
         out = package.run([x.to(device), self.numbers, edges[0].to(device), edges[1].to(device)])
-        forces = torch.zeros(positions.shape[0], 3, dtype=torch.float64)
-        forces = forces.index_copy(0, self.atoms, out[1].to(x.device) * (self.kj_per_mol * self.angstrom))
+        forces = out[1].to(x.device) * (self.kj_per_mol * self.angstrom)
+        if not every:
+            forces = torch.zeros(len(positions), 3, dtype=torch.float64).index_copy(0, self.atoms, forces)
         energy = out[0].sum() * self.kj_per_mol
         return energy.to(positions.device), forces.to(positions.device, positions.dtype)
 
@@ -124,13 +129,15 @@ class _Compute:
 
     def __init__(self, module: nn.Module, periodic: bool) -> None:
         self.module, self.periodic = module, periodic
-        self.evaluate = _scripted(module).forward if isinstance(module, CompiledOpenMMModule) else module
+        if isinstance(module, CompiledOpenMMModule):
+            self.evaluate = _scripted(module).forward
+        else:  # forces are a gradient, also where the caller has switched gradients off
+            self.evaluate = torch.inference_mode(False)(module.forward)
         self.lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Compute, (self.module, self.periodic)
 
-    @torch.inference_mode(False)  # forces are a gradient, also where the caller has switched gradients off
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         positions = torch.from_numpy(_in_nanometers(state.getPositions(asNumpy=True)))
         box = None

@@ -45,6 +45,7 @@ class Edges : public torch::CustomClassHolder {
 
   // The edges within the cutoff; nothing where they must be listed anew.
   std::optional<Listed> find(const Tensor& positions, const Tensor& cell) {
+    TORCH_CHECK(positions.is_contiguous(), "edges: positions must be contiguous");
     const std::lock_guard<std::mutex> guard(mutex_);
     if (!holds(positions, cell)) return std::nullopt;
     return within(positions);
