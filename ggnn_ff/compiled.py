@@ -167,7 +167,9 @@ class CompiledSteps:
         """
         cutoff = self.loaded.contract.cutoff
         if len(structure.numbers) < 2:
-            return self.loaded.predict(structure, partial(neighbor_list, cutoff=cutoff))
+            with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made
+                copies = structure._replace(numbers=structure.numbers.clone(), batch=structure.batch.clone())
+                return self.loaded.predict(copies, partial(neighbor_list, cutoff=cutoff))
         positions, cell = structure.positions, structure.cell[0]
         if structure.pbc is not self.pbc:
             self.edges, self.pbc = make_edges(cutoff, SKIN, SHORTEST_DISTANCE), structure.pbc

@@ -165,9 +165,11 @@ def assert_hosts_agree(fast: LoadedPotential, eager: LoadedPotential, atoms: Ato
     assert abs(state.getPotentialEnergy()._value * EV_PER_KJ_PER_MOL - float(expected.energy[0])) < 1e-8
     forces = np.array(state.getForces(asNumpy=True)._value) * EV_PER_KJ_PER_MOL / 10.0
     np.testing.assert_allclose(forces, expected.forces.numpy(), rtol=0, atol=1e-8)
-    atoms.calc = GGNNCalculator(fast)
-    assert abs(atoms.get_potential_energy() - float(expected.energy[0])) < 1e-8
-    np.testing.assert_allclose(atoms.get_forces(), expected.forces.numpy(), rtol=0, atol=1e-8)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        atoms.calc = GGNNCalculator(fast)
+        with mode():
+            assert abs(atoms.get_potential_energy() - float(expected.energy[0])) < 1e-8
+            np.testing.assert_allclose(atoms.get_forces(), expected.forces.numpy(), rtol=0, atol=1e-8)
 
 
 def test_package_is_made_once_and_then_found(fast, potential_folder, monkeypatch):
