@@ -587,9 +587,9 @@ def test_guarded_dynamics_warn_in_ase(tmp_path, potential, capsys):
     atoms = moving()
     dynamics = verlet(atoms)
     with guarded(dynamics, potential, tmp_path) as guard:
-        dynamics.run(300)
+        dynamics.run(600)
         atoms.set_momenta(3.0 * atoms.get_momenta())
-        dynamics.run(50)
+        dynamics.run(100)
     assert {"temperature", "energy"} <= guard.alarms.keys()
     assert capsys.readouterr().err.count("the temperature is") == 1
     assert (tmp_path / "alarm-energy.xyz").exists()
@@ -625,7 +625,7 @@ def test_numbers_that_blow_up_end_guarded_dynamics(tmp_path, potential, refuses)
             super().calculate(*arguments, **keywords)
 
     atoms = moving()
-    atoms.calc = Refusing(100, spoil)
+    atoms.calc = Refusing(200, spoil)
     dynamics = verlet(atoms)
     with pytest.raises(UnstableDynamics, match="not finite by step"), guarded(dynamics, potential, tmp_path):
         dynamics.run(1000)
