@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ase import Atoms
@@ -22,13 +22,13 @@ from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, ready, without_weights
 from ggnn_ff.files import write_atomically
 from ggnn_ff.forces import EnergyForces, Prediction, stress_of
-from ggnn_ff.graph import Graph, Structure, from_atoms
+from ggnn_ff.graph import Graph, from_atoms
 from ggnn_ff.kernels import sums, tables, with_kernels
 from ggnn_ff.kernels.build import load_operators
-from ggnn_ff.kernels.host import load_package, make_edges
+from ggnn_ff.kernels.host import load_package
 from ggnn_ff.locks import Lock
 from ggnn_ff.memory import keep_freed_memory
-from ggnn_ff.neighbors import SHORTEST_DISTANCE, SKIN, neighbor_list
+from ggnn_ff.neighbors import neighbor_list
 
 EDGES_PER_THREAD = 128  # with so many for each, a package that uses all threads of torch; with fewer they would wait
 REVISION = 6  # of the way packages are made; those of another are made anew
@@ -149,46 +149,6 @@ class CompiledEnergyForces(nn.Module):
 
 def _is_periodic(cell: Tensor) -> bool:
     return any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
-
-
-class CompiledSteps:
-    """One structure that moves, as `LoadedPotential.predict` with a `SkinNeighborList`; with edges from C++."""
-
-    def __init__(self, loaded: LoadedPotential) -> None:
-        """`loaded` from `compile_potential`."""
-        self.loaded, self.module = loaded, cast(CompiledEnergyForces, loaded.module)
-        self.pbc: Tensor | None = None  # of what is listed
-
-    def __call__(self, structure: Structure) -> Prediction:
-        """Energy, forces and stress, in eV and angstrom, on the CPU.
-
-        Raises:
-            InputError: two atoms lie on top of each other, or too far apart.
-        """
-        cutoff = self.loaded.contract.cutoff
-        if len(structure.numbers) < 2:
-            with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made
-                copies = structure._replace(numbers=structure.numbers.clone(), batch=structure.batch.clone())
-                return self.loaded.predict(copies, partial(neighbor_list, cutoff=cutoff))
-        positions, cell = structure.positions, structure.cell[0]
-        if structure.pbc is not self.pbc:
-            self.edges, self.pbc = make_edges(cutoff, SKIN, SHORTEST_DISTANCE), structure.pbc
-        try:
-            found = self.edges.find(positions, cell)
-        except ValueError:  # two atoms on one place, which `neighbor_list` tells as an InputError
-            found = None
-        if found is None:
-            edge_index, shifts = neighbor_list(structure, cutoff + SKIN)
-            found = self.edges.list(positions, cell, edge_index.t(), shifts)
-        tensors = [positions, structure.numbers, structure.cell, *found, structure.batch]
-        if self.loaded.device.type == "cpu":
-            return self.module.of_edges(*tensors, n_structures=1)
-        prediction = self.module.of_edges(*(tensor.to(self.loaded.device) for tensor in tensors), n_structures=1)
-        return Prediction(*(tensor.cpu() for tensor in prediction))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without edges, which another process lists anew."""
-        return {"loaded": self.loaded, "module": self.module, "pbc": None}
 
 
 def compile_potential(loaded: LoadedPotential) -> LoadedPotential:
