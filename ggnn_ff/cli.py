@@ -28,6 +28,7 @@ EXTRAS = {  # module that an extra brings -> its name
     "openmm": "openmm",
     "openmmtorch": "openmm",
     "tblite": "sample",
+    "pyscf": "dft",
     "matplotlib": "analysis",
     "mdtraj": "analysis",
     "tables": "analysis",
@@ -60,6 +61,7 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
+ENGINE = "what labels the frames: gfn2-xtb, or a density functional and a basis set such as PBE/def2-SVP"
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write")]
 
 
@@ -83,7 +85,7 @@ def sample(
     timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
     stride: Annotated[int, typer.Option(help="steps between frames")] = 20,
     seed: Annotated[int, typer.Option(help="of the velocities and the random forces")] = 0,
-    engine: Annotated[str, typer.Option(help="what labels the frames")] = "gfn2-xtb",
+    engine: Annotated[str, typer.Option(help=ENGINE)] = "gfn2-xtb",
 ) -> None:
     """Label frames of a molecule with a quantum-chemistry engine, for training; resumes after a kill."""
     from ggnn_ff.data.sample import sample as run
@@ -107,7 +109,7 @@ def sample(
 def label(
     frames: Annotated[list[Path], typer.Argument(help="files with structures, such as trajectories")],
     output: Output,
-    engine: Annotated[str, typer.Option(help="what labels the frames")] = "gfn2-xtb",
+    engine: Annotated[str, typer.Option(help=ENGINE)] = "gfn2-xtb",
     correction: Annotated[
         list[str] | None,
         typer.Option(help="potential trained on differences to the engine, to be added; the mean of several"),

@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 
 from ggnn_ff.contract import check_elements
-from ggnn_ff.data.engines import ENGINES, check_electrons, engine_calculator, engine_version, one_thread
+from ggnn_ff.data.engines import check_electrons, engine_calculator, engine_level, engine_version, one_thread
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.journal import Journal, Record
 from ggnn_ff.data.readers import read_frames, read_structures
@@ -42,7 +42,7 @@ def label(
         paths: files with structures, such as trajectories, or npz as of MD17; their labels are not looked at unless
             `difference`.
         output: extxyz file; while it is made, its labels are in `<output>.journal`.
-        engine: a name in `ENGINES`.
+        engine: "gfn2-xtb", or "FUNCTIONAL/BASIS".
         corrections: potentials trained on differences to this engine; the mean of what they say is added.
         difference: the labels in the files minus the engine's, instead.
         level_of_theory: of the labels in the files, where they do not say; for `difference` only.
@@ -154,7 +154,7 @@ def _frames(structures: list[Atoms], energies: np.ndarray, forces: np.ndarray, l
 def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCalculator], str]:
     """Calculators of the corrections, and the level of theory of the sum."""
     calculators = [GGNNCalculator(load_potential(one)) for one in corrections]
-    suffix = f" minus {ENGINES.get(engine, engine)}"
+    suffix = f" minus {engine_level(engine)}"
     levels = [calculator.potential.contract.level_of_theory for calculator in calculators]
     for name, level in zip(corrections, levels, strict=True):
         if not level.endswith(suffix) or level != levels[0]:
@@ -162,7 +162,7 @@ def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCa
                 f"`corrections` must all be trained on differences of one method to the engine ('...{suffix}', as "
                 f"`difference` writes them), got {name} of level of theory '{level}'"
             )
-    name = ENGINES.get(engine, engine)
+    name = engine_level(engine)
     return calculators, f"{levels[0].removesuffix(suffix)}, estimated from {name}" if levels else name
 
 
@@ -175,7 +175,7 @@ def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculat
         energy, forces = one.get_potential_energy(), one.get_forces()
     except CalculationFailed as error:
         raise InputError(
-            f"`paths`: {ENGINES[engine]} failed for frame {index} of all ({error}); take it out of its file, and "
+            f"`paths`: {engine_level(engine)} failed for frame {index} of all ({error}); take it out of its file, and "
             "delete the journal beside the output, which is of the old file"
         ) from error
     for calculator in adding:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ggnn_ff.data.engines import ENGINES, engine_calculator, one_thread
+from ggnn_ff.data.engines import engine_calculator, engine_level, one_thread
 from ggnn_ff.data.sample import sample
 from ggnn_ff.dynamics.run import MDResult, run_md
 from ggnn_ff.dynamics.settings import make_settings
@@ -88,7 +88,7 @@ def run_quickstart(folder: Path, seed: int, console: Console) -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "seed": seed,
         "machine": _machine(),
-        "level_of_theory": ENGINES["gfn2-xtb"],
+        "level_of_theory": engine_level("gfn2-xtb"),
         "test_errors": errors,
         "same_frame_float64": {
             name: {"energy_ev": a.energy, "largest_force_difference_ev_per_angstrom": _difference(a, answers["eager"])}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ase.calculators.calculator import Calculator
 
-from ggnn_ff.data.engines import ENGINES, engine_calculator
+from ggnn_ff.data.engines import ENGINES, engine_calculator, engine_level
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
@@ -37,7 +37,7 @@ def potential_subject(name_or_path: str | Path) -> Subject:
 
 
 def calculator_subject(name: str) -> Subject:
-    """A calculator by name: `gfn2-xtb` (or `xtb`), or `mace:FILE`, a model of mace-torch.
+    """A calculator by name: `gfn2-xtb` (or `xtb`), a functional and a basis set, or `mace:FILE`, a model of mace-torch.
 
     Files of mace-torch are pickled and run code when they are loaded: give only those of people you trust.
 
@@ -46,10 +46,10 @@ def calculator_subject(name: str) -> Subject:
     """
     name = "gfn2-xtb" if name == "xtb" else name
     kind, _, path = name.partition(":")
-    if name in ENGINES:
-        return Subject(ENGINES[name], *(engine_calculator(name) for _ in range(3)))
+    if kind != "mace" and (name == "gfn2-xtb" or "/" in name):
+        return Subject(engine_level(name), *(engine_calculator(name) for _ in range(3)))
     if kind != "mace" or not path:
-        raise InputError(f"`calculator` must be {', '.join(ENGINES)} or mace:FILE, got {name!r}")
+        raise InputError(f"`calculator` must be {ENGINES}, or mace:FILE, got {name!r}")
     if not Path(path).is_file():
         raise InputError(f"`calculator` must name a file that exists after mace:, got {path}")
     try:

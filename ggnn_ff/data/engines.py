@@ -9,9 +9,25 @@ from importlib.metadata import version
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
+from ggnn_ff.data.dft import DensityFunctional
 from ggnn_ff.errors import InputError, nearest
 
-ENGINES: dict[str, str] = {"gfn2-xtb": "GFN2-xTB"}  # name -> level of theory
+ENGINES = "gfn2-xtb, or a density functional and a basis set such as PBE/def2-SVP"  # for people
+_TIGHT_BINDING = {"gfn2-xtb": "GFN2-xTB"}  # name -> level of theory
+
+
+def engine_level(engine: str) -> str:
+    """The level of theory of an engine: GFN2-xTB of "gfn2-xtb"; "PBE/def2-SVP" is its own name.
+
+    Raises:
+        InputError: no such engine.
+    """
+    if engine in _TIGHT_BINDING:
+        return _TIGHT_BINDING[engine]
+    functional, _, basis = engine.partition("/")
+    if not functional or not basis:
+        raise InputError(f"`engine` must be {ENGINES}, got '{engine}'{nearest(engine, _TIGHT_BINDING)}")
+    return engine
 
 
 def engine_calculator(engine: str = "gfn2-xtb") -> Calculator:
@@ -22,8 +38,10 @@ def engine_calculator(engine: str = "gfn2-xtb") -> Calculator:
     Raises:
         InputError: no such engine, or it is not installed.
     """
-    if engine not in ENGINES:
-        raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, got '{engine}'{nearest(engine, ENGINES)}")
+    level = engine_level(engine)
+    if engine not in _TIGHT_BINDING:
+        functional, _, basis = engine.partition("/")
+        return DensityFunctional(functional, basis)
     try:
         from tblite.ase import TBLite
     except ImportError as error:
@@ -31,13 +49,14 @@ def engine_calculator(engine: str = "gfn2-xtb") -> Calculator:
             f"`engine`: {engine} needs tblite, which cannot be imported ({error}). Install it with "
             'pip install "ggnn-ff[sample]"; if libgomp is missing, install the system package libgomp1'
         ) from error
-    return TBLite(method=ENGINES[engine], verbosity=0)
+    return TBLite(method=level, verbosity=0)
 
 
 def engine_version(engine: str) -> str:
     """Such as "tblite 0.4.0"; results are reproducible only with the same one."""
     engine_calculator(engine)
-    return f"tblite {version('tblite')}"
+    program = "tblite" if engine in _TIGHT_BINDING else "pyscf"
+    return f"{program} {version(program)}"
 
 
 def check_electrons(atoms: Atoms) -> None:

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ggnn_ff.bonds import LONGEST_DEVIATION, bond_lengths, bond_name, bonds
-from ggnn_ff.data.engines import ENGINES, check_electrons, engine_calculator, engine_version, one_thread
+from ggnn_ff.data.engines import check_electrons, engine_calculator, engine_level, engine_version, one_thread
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.journal import Journal, Record, check_same_settings
 from ggnn_ff.data.readers import read_frames
@@ -58,7 +58,7 @@ def sample(
         equilibration: steps before the first frame.
         friction: 1/fs.
         seed: of the velocities and the random forces.
-        engine: a name in `engines.ENGINES`.
+        engine: "gfn2-xtb", or "FUNCTIONAL/BASIS".
         progress: called with the number of frames done and of all, after each frame.
 
     Returns:
@@ -161,7 +161,7 @@ def _run(
             atoms.calc = engine_calculator(engine)
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         except CalculationFailed as error:
-            raise _StoppedError(f"{ENGINES[engine]} failed on the way to frame {index} ({error})") from error
+            raise _StoppedError(f"{engine_level(engine)} failed on the way to frame {index} ({error})") from error
         journal.append(
             {
                 "energy": float(energy),
@@ -182,7 +182,7 @@ def _relaxed(atoms: Atoms, engine: str) -> np.ndarray:
     try:
         converged = BFGS(atoms, logfile=None).run(fmax=_RELAXED, steps=_RELAX_STEPS)
     except CalculationFailed as error:
-        raise _StoppedError(f"{ENGINES[engine]} failed while relaxing the structure ({error})") from error
+        raise _StoppedError(f"{engine_level(engine)} failed while relaxing the structure ({error})") from error
     if not converged:
         raise _StoppedError(
             f"the structure must relax to forces below {_RELAXED} eV/angstrom, got "
@@ -228,7 +228,7 @@ def _write(stem: str, atoms: Atoms, journal: Journal, settings: Record, engine: 
         energy=np.array([record["energy"] for record in records]),
         cell=np.zeros((n_frames, 3, 3)),
         pbc=np.zeros((n_frames, 3), dtype=bool),
-        level_of_theory=ENGINES[engine],
+        level_of_theory=engine_level(engine),
     ).with_electrons_of([atoms] * n_frames)
     write_extxyz(Path(stem + ".xyz"), labelled)
     write_md17_npz(Path(stem + ".npz"), labelled, settings=json.dumps(settings))
