@@ -18,6 +18,9 @@ from untrained import write_untrained
 from ggnn_ff import cache, compiled
 from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
+from ggnn_ff.dynamics.replicas import Batch, BrokenReplicasError
+from ggnn_ff.dynamics.settings import make_settings
+from ggnn_ff.dynamics.start import first_state
 from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
@@ -104,6 +107,29 @@ def test_many_structures_at_once_have_the_numbers_of_each(eager, fast):
     edge_index, shifts = neighbor_list(structure, eager.contract.cutoff)
     tensors = (structure.positions, structure.numbers, structure.cell, edge_index, shifts, structure.batch)
     assert_same(fast.module(*tensors, 4), eager.module(*tensors, 4))
+
+
+@pytest.mark.parametrize("structure", [ethanol(), Atoms(water(2), pbc=[True, True, False])], ids=["molecule", "slab"])
+def test_replicas_move_as_with_the_potential_itself(eager, fast, structure):
+    settings = make_settings(host="batched", ensemble="nve", temperature=20000.0, timestep=1.0, steps=1)
+    starts = [first_state(structure, settings.model_copy(update={"seed": seed})) for seed in range(3)]
+    ours, reference = (Batch(potential, starts, settings) for potential in (fast, eager))
+    for active, n_steps in (([0, 1, 2], 20), ([0, 2], 5), ([1], 5)):
+        for batch in (ours, reference):
+            batch.step(active, n_steps)
+    np.testing.assert_allclose(ours.positions, reference.positions, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(ours.energies, reference.energies, rtol=0, atol=1e-7)
+    moved = np.abs(ours.positions - np.stack([atoms.positions for atoms in starts])).max()
+    assert moved > 0.5  # so edges were listed anew
+
+
+def test_replicas_whose_atoms_meet_are_named(fast):
+    settings = make_settings(host="batched", ensemble="nve", temperature=300.0, steps=1)
+    batch = Batch(fast, [first_state(ethanol(), settings)] * 3, settings)
+    batch.positions[1, 0] = batch.positions[1, 1]
+    with pytest.raises(BrokenReplicasError) as broken:
+        batch.evaluate([0, 1, 2], batch.positions)
+    assert list(broken.value.reasons) == [1]
 
 
 def test_hosts_agree_with_the_potential_itself(potential_folder, potential_file):

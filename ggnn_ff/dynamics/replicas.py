@@ -25,7 +25,8 @@ from ggnn_ff.dynamics.thermostats import CHAIN_LENGTH, nose_hoover_half_step, or
 from ggnn_ff.errors import InputError, UnstableDynamics
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.graph import Structure, from_atoms
-from ggnn_ff.neighbors import SkinNeighborList
+from ggnn_ff.neighbors import SKIN, neighbor_list
+from ggnn_ff.steps import make_steps
 from ggnn_ff.units import FEMTOSECOND, KELVIN_TO_EV
 
 
@@ -196,12 +197,12 @@ class Batch:
     def _together(self, potential: LoadedPotential, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if active != self.active:
             self.active, self.together = active, _copies(self.one, len(active))
-            self.neighbors = SkinNeighborList(potential.contract.cutoff)
+            self.predict = make_steps(potential)
         structure = self.together._replace(positions=torch.from_numpy(x.reshape(-1, 3).copy()))
         try:
-            prediction = potential.predict(structure, self.neighbors)
+            prediction = self.predict(structure)
         except InputError as error:
-            raise BrokenReplicasError(self._collapsed(active, x, error)) from error
+            raise BrokenReplicasError(self._collapsed(potential.contract.cutoff, active, x, error)) from error
         return prediction.energy.numpy().copy(), prediction.forces.numpy().reshape(x.shape)
 
     def _one_by_one(self, calculator: Calculator, active: list[int], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,12 +219,12 @@ class Batch:
             raise BrokenReplicasError(reasons)
         return energies, forces
 
-    def _collapsed(self, active: list[int], x: np.ndarray, error: InputError) -> dict[int, str]:
+    def _collapsed(self, cutoff: float, active: list[int], x: np.ndarray, error: InputError) -> dict[int, str]:
         """Which have no neighbour list: atoms on one place, or too far apart; all, if none is to blame alone."""
         reasons = {}
         for k, positions in zip(active, x, strict=True):
             try:
-                SkinNeighborList(self.neighbors.cutoff)(self.one._replace(positions=torch.from_numpy(positions.copy())))
+                neighbor_list(self.one._replace(positions=torch.from_numpy(positions.copy())), cutoff + SKIN)
             except InputError as own:
                 reasons[k] = COLLAPSED.format(step="{step}", reason=own)
         return reasons or dict.fromkeys(active, COLLAPSED.format(step="{step}", reason=error))

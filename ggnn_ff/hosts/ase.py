@@ -4,21 +4,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
-from torch import Tensor
 
 from ggnn_ff.compiled import CompiledEnergyForces, fast_form
 from ggnn_ff.contract import check_elements
 from ggnn_ff.export import LoadedPotential, as_loaded
-from ggnn_ff.forces import Prediction
 from ggnn_ff.graph import Structure, from_atoms, moved
-from ggnn_ff.kernels.host import make_edges
-from ggnn_ff.neighbors import SHORTEST_DISTANCE, SKIN, SkinNeighborList, neighbor_list
+from ggnn_ff.steps import make_steps
 
 
 class GGNNCalculator(Calculator):
@@ -53,14 +50,11 @@ class GGNNCalculator(Calculator):
         super().__init__()
         self.potential = fast_form(as_loaded(potential, device, dtype), compile)
         self.parameters.update(potential_sha256=self.potential.contract.identity, dtype=self.potential.dtype)
-        self.predict: Callable[[Structure], Prediction]
+        self.predict = make_steps(self.potential)
         self.gradients: Callable[[], AbstractContextManager] = nullcontext
-        if isinstance(self.potential.module, CompiledEnergyForces):
-            self.predict = CompiledSteps(self.potential)
-        else:  # forces are a gradient, also where the caller has switched gradients off
+        if not isinstance(self.potential.module, CompiledEnergyForces):
+            # Forces are a gradient, also where the caller has switched gradients off.
             self.gradients = partial(torch.inference_mode, False)
-            neighbors = SkinNeighborList(self.potential.contract.cutoff)
-            self.predict = partial(self.potential.predict, neighbors=neighbors)
         self.last: tuple[Atoms, Structure] | None = None  # what was calculated last
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
@@ -119,43 +113,3 @@ class GGNNCalculator(Calculator):
             check_elements(self.potential.contract, kept.numbers)
         self.atoms, self.last = kept, (kept, structure)
         return structure
-
-
-class CompiledSteps:
-    """One structure that moves, as `LoadedPotential.predict` with a `SkinNeighborList`; with edges from C++."""
-
-    def __init__(self, loaded: LoadedPotential) -> None:
-        """`loaded` from `compile_potential`."""
-        self.loaded, self.module = loaded, cast(CompiledEnergyForces, loaded.module)
-        self.pbc: Tensor | None = None  # of what is listed
-
-    def __call__(self, structure: Structure) -> Prediction:
-        """Energy, forces and stress, in eV and angstrom, on the CPU.
-
-        Raises:
-            InputError: two atoms lie on top of each other, or too far apart.
-        """
-        cutoff = self.loaded.contract.cutoff
-        if len(structure.numbers) < 2:
-            with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made
-                copies = structure._replace(numbers=structure.numbers.clone(), batch=structure.batch.clone())
-                return self.loaded.predict(copies, partial(neighbor_list, cutoff=cutoff))
-        positions, cell = structure.positions, structure.cell[0]
-        if structure.pbc is not self.pbc:
-            self.edges, self.pbc = make_edges(cutoff, SKIN, SHORTEST_DISTANCE), structure.pbc
-        try:
-            found = self.edges.find(positions, cell)
-        except ValueError:  # two atoms on one place, which `neighbor_list` tells as an InputError
-            found = None
-        if found is None:
-            edge_index, shifts = neighbor_list(structure, cutoff + SKIN)
-            found = self.edges.list(positions, cell, edge_index.t(), shifts)
-        tensors = [positions, structure.numbers, structure.cell, *found, structure.batch]
-        if self.loaded.device.type == "cpu":
-            return self.module.of_edges(*tensors, n_structures=1)
-        prediction = self.module.of_edges(*(tensor.to(self.loaded.device) for tensor in tensors), n_structures=1)
-        return Prediction(*(tensor.cpu() for tensor in prediction))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without edges, which another process lists anew."""
-        return {"loaded": self.loaded, "module": self.module, "pbc": None}
