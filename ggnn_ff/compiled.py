@@ -97,34 +97,14 @@ class CompiledEnergyForces(nn.Module):
         """As `EnergyForces.forward`."""
         if positions.shape[0] < 2 or edge_index.shape[1] < 4:  # sizes that a graph of any size is not made for
             return self.eager(positions, numbers, cell, edge_index, shifts, batch, n_structures)
-        periodic = _is_periodic(cell)
+        periodic = any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
-        tensors = (positions, numbers, cell, edge_index.contiguous(), offsets, batch)
-        return self.of_edges(*tensors, n_structures=n_structures)
-
-    def of_edges(
-        self,
-        positions: Tensor,
-        numbers: Tensor,
-        cell: Tensor,
-        edge_index: Tensor,
-        offsets: Tensor,
-        batch: Tensor,
-        *,
-        n_structures: int,
-    ) -> Prediction:
-        """As `forward`, from the offsets (E, 3) of the neighbours' cells, angstrom, of four edges or more."""
-        inputs = [positions.contiguous(), numbers, edge_index, offsets.contiguous()]
+        inputs = [positions.contiguous(), numbers, edge_index.contiguous(), offsets.contiguous()]
         atomic_energies, forces, gradient = self.package(edge_index.shape[1]).run(inputs)
+        energy = total_energies(atomic_energies, batch, n_structures)
         stress = torch.zeros_like(cell)
-        if n_structures == 1:
-            energy = atomic_energies.sum(0, keepdim=True)
-        else:
-            energy = atomic_energies.new_zeros(n_structures).index_add(0, batch, atomic_energies)
-        if _is_periodic(cell):
-            vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
-            products = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # (E, 3, 3)
-            stress = stress_of(stress.index_add(0, batch[edge_index[0]], products), cell)
+        if periodic:
+            stress = stress_of_edges(cell, batch, positions, edge_index, offsets, gradient)
         return Prediction(energy, atomic_energies, forces, stress)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,8 +127,20 @@ class CompiledEnergyForces(nn.Module):
         return self.packages[many]
 
 
-def _is_periodic(cell: Tensor) -> bool:
-    return any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
+def total_energies(atomic_energies: Tensor, batch: Tensor, n_structures: int) -> Tensor:
+    """Sums (S,) of the energies of atoms (N,)."""
+    if n_structures == 1:
+        return atomic_energies.sum(0, keepdim=True)
+    return atomic_energies.new_zeros(n_structures).index_add(0, batch, atomic_energies)
+
+
+def stress_of_edges(
+    cell: Tensor, batch: Tensor, positions: Tensor, edge_index: Tensor, offsets: Tensor, gradient: Tensor
+) -> Tensor:
+    """Stress (S, 3, 3) from dE/dr (E, 3) of edges with the offsets (E, 3) of their neighbours' cells."""
+    vectors = positions[edge_index[1]] - positions[edge_index[0]] + offsets
+    products = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # (E, 3, 3)
+    return stress_of(torch.zeros_like(cell).index_add(0, batch[edge_index[0]], products), cell)
 
 
 def compile_potential(loaded: LoadedPotential) -> LoadedPotential:

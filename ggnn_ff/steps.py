@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ggnn_ff.compiled import CompiledEnergyForces
+from ggnn_ff.compiled import CompiledEnergyForces, stress_of_edges, total_energies
 from ggnn_ff.export import LoadedPotential
 from ggnn_ff.forces import Prediction
 from ggnn_ff.graph import Structure
@@ -27,7 +27,10 @@ def make_steps(loaded: LoadedPotential) -> Callable[[Structure], Prediction]:
 
 
 class CompiledSteps:
-    """As `LoadedPotential.predict` with a `SkinNeighborList`, for a compiled potential; with edges from C++."""
+    """As `LoadedPotential.predict` with a `SkinNeighborList`, for a compiled potential; edges and call are one in C++.
+
+    Between two calls of a small molecule there should run little else, which has left the processor's cache by then.
+    """
 
     def __init__(self, loaded: LoadedPotential) -> None:
         """`loaded` from `compile_potential`."""
@@ -36,28 +39,37 @@ class CompiledSteps:
 
     def __call__(self, structure: Structure) -> Prediction:
         """As what `make_steps` returns."""
-        cutoff = self.loaded.contract.cutoff
-        if len(structure.numbers) < 2:
-            with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made
-                copies = structure._replace(numbers=structure.numbers.clone(), batch=structure.batch.clone())
-                return self.loaded.predict(copies, partial(neighbor_list, cutoff=cutoff))
-        positions, cell = structure.positions, structure.cell[0]
-        if structure.pbc is not self.pbc:
-            self.edges, self.pbc = make_edges(cutoff, SKIN, SHORTEST_DISTANCE), structure.pbc
+        if structure.pbc is not self.pbc:  # another structure
+            if len(structure.numbers) < 2:
+                return self._alone(structure)
+            self.edges = make_edges(self.loaded.contract.cutoff, SKIN, SHORTEST_DISTANCE)
+            self.numbers, self.pbc = structure.numbers.to(self.loaded.device), structure.pbc
+            self.package, self.no_stress = self.module.package(0), torch.zeros_like(structure.cell)
+            self.periodic, self.cells = bool(structure.pbc.any()), None
+        if structure.cell is not self.cells:
+            self.cells, self.cell = structure.cell, structure.cell[0]
+        positions, cell = structure.positions, self.cell
         try:
-            found = self.edges.find(positions, cell)
+            answer = self.edges.evaluate(self.package, positions, self.numbers, cell)
         except ValueError:  # two atoms on one place, which `neighbor_list` tells as an InputError
-            found = None
-        if found is None:
-            edge_index, shifts = neighbor_list(structure, cutoff + SKIN)
-            found = self.edges.list(positions, cell, edge_index.t(), shifts)
-        tensors = [positions, structure.numbers, structure.cell, *found, structure.batch]
-        if self.loaded.device.type == "cpu":
-            return self.module.of_edges(*tensors, n_structures=structure.n_structures)
-        prediction = self.module.of_edges(
-            *(tensor.to(self.loaded.device) for tensor in tensors), n_structures=structure.n_structures
-        )
-        return Prediction(*(tensor.cpu() for tensor in prediction))
+            answer = None
+        if answer is None:
+            edge_index, shifts = neighbor_list(structure, self.loaded.contract.cutoff + SKIN)
+            listed = self.edges.list(positions, cell, edge_index.t(), shifts)
+            self.package = self.module.package(listed[0].shape[1])
+            answer = self.edges.evaluate(self.package, positions, self.numbers, cell)
+        energy, energies, forces, gradient, edges, offsets = answer
+        if structure.n_structures > 1:
+            energy = total_energies(energies, structure.batch, structure.n_structures)
+        stress = self.no_stress
+        if self.periodic:
+            stress = stress_of_edges(structure.cell, structure.batch, positions, edges, offsets, gradient)
+        return Prediction(energy, energies, forces, stress)
+
+    def _alone(self, structure: Structure) -> Prediction:
+        with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made
+            copies = structure._replace(numbers=structure.numbers.clone(), batch=structure.batch.clone())
+            return self.loaded.predict(copies, partial(neighbor_list, cutoff=self.loaded.contract.cutoff))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without edges, which another process lists anew."""

@@ -81,7 +81,7 @@ class CompiledOpenMMModule(nn.Module):
         self.cutoff = loaded.contract.cutoff + SKIN
         self.neighbors = make_neighbor_list(self.cutoff)
         compiled = cast(CompiledEnergyForces, loaded.module)
-        self.few = self.many = compiled.package(0)
+        self.package = self.few = self.many = compiled.package(0)
         self.many_edges = EDGES_PER_THREAD * torch.get_num_threads()
         if periodic or len(numbers) * (len(numbers) - 1) >= self.many_edges:
             self.many = compiled.package(self.many_edges)
@@ -103,18 +103,18 @@ class CompiledOpenMMModule(nn.Module):
         else:
             cell = box_vectors.to(self.atoms.device, torch.float64) * self.angstrom
             periodic = True
-        edges = self.edges.find(x, cell)
-        if edges is None:
+        answer = self.edges.evaluate(self.package, x, self.numbers, cell)
+        if answer is None:
             _check_spread(x, cell, periodic, self.cutoff)
             pairs, shifts = self.neighbors.compute(x, cell, periodic, "PS")
-            edges = self.edges.list(x, cell, pairs, shifts)
-        package = self.few if edges[0].shape[1] < self.many_edges else self.many
-        device = self.numbers.device
-        out = package.run([x.to(device), self.numbers, edges[0].to(device), edges[1].to(device)])
-        forces = out[1].to(x.device) * (self.kj_per_mol * self.angstrom)
+            n_edges = self.edges.list(x, cell, pairs, shifts)[0].shape[1]
+            self.package = self.few if n_edges < self.many_edges else self.many
+            answer = self.edges.evaluate(self.package, x, self.numbers, cell)
+        assert answer is not None
+        forces = answer[2] * (self.kj_per_mol * self.angstrom)
         if not every:
             forces = torch.zeros(len(positions), 3, dtype=torch.float64).index_copy(0, self.atoms, forces)
-        energy = out[0].sum() * self.kj_per_mol
+        energy = answer[0][0] * self.kj_per_mol
         return energy.to(positions.device), forces.to(positions.device, positions.dtype)
 
 

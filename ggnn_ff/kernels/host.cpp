@@ -51,6 +51,24 @@ class Edges : public torch::CustomClassHolder {
     return within(positions);
   }
 
+  // What a package says of the edges within the cutoff: the energy (1), energies (N), forces (N, 3), dE/dr (E, 3),
+  // edges, offsets; nothing where they must be listed anew. On the device of the numbers, but returned to the processor.
+  std::optional<std::vector<Tensor>> evaluate(const c10::intrusive_ptr<Package>& package, const Tensor& positions,
+                                              const Tensor& numbers, const Tensor& cell) {
+    const std::optional<Listed> found = find(positions, cell);
+    if (!found) return std::nullopt;
+    const auto& [edges, offsets] = *found;
+    std::vector<Tensor> out;
+    if (numbers.is_cpu()) {
+      out = package->run({positions, numbers, edges, offsets});
+    } else {
+      const at::Device device = numbers.device();
+      out = package->run({positions.to(device), numbers, edges.to(device), offsets.to(device)});
+      for (Tensor& tensor : out) tensor = tensor.to(at::kCPU);
+    }
+    return std::vector<Tensor>{out[0].sum(0, true), out[0], out[1], out[2], edges, offsets};
+  }
+
   // As find, from all pairs (P, 2) and their shifts (P, 3) within cutoff and skin.
   Listed list(const Tensor& positions, const Tensor& cell, const Tensor& pairs, const Tensor& shifts) {
     const std::lock_guard<std::mutex> guard(mutex_);
@@ -135,6 +153,7 @@ TORCH_LIBRARY(ggnn_ff_host, library) {
       .def(torch::init<double, double, double>())
       .def("find", &Edges::find)
       .def("list", &Edges::list)
+      .def("evaluate", &Edges::evaluate)
       .def_pickle([](const intrusive_ptr<Edges>& self) { return self->made_with; },
                   [](const std::tuple<double, double, double>& with) {
                     return make_intrusive<Edges>(std::get<0>(with), std::get<1>(with), std::get<2>(with));

@@ -22,7 +22,7 @@ def load_package(path: Path, device: torch.device) -> Any:
 def make_edges(cutoff: float, skin: float, shortest: float) -> Any:
     """Edges of a structure that moves, as from `SkinNeighborList`; where `find` has none, `list` wants new pairs.
 
-    Both take positions (N, 3) and a cell (3, 3), and give edges (2, E) and the offsets of their cells (E, 3), angstrom:
+    All take positions (N, 3) and a cell (3, 3), and give edges (2, E) and the offsets of their cells (E, 3), angstrom:
     all that are within the cutoff, and where these are fewer than four, some that are further and add nothing.
 
     Raises:

@@ -58,7 +58,7 @@ class CompiledLoss:
                 "architectures with angles, equally many of these (as where a cutoff is larger than a molecule), got "
                 f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges); set `run.compile: false`"
             )
-        with torch.no_grad():
+        with torch._C._AutoDispatchBelowAutograd():  # else our operators look for a derivative, in Python
             loss, gradient = self.compiled(self.model.weights.detach(), *_tensors(batch))
         return _WithGradient.apply(loss, gradient, self.model.weights)
 
