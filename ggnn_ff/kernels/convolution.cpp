@@ -128,6 +128,19 @@ template <typename T> struct OneBlock {
     }
   }
 
+  // Of the derivatives along h, from g of the centre: adds to their derivatives with respect to g (by row), x, t and w;
+  // th, xh and wh are the h of t, x and w.
+  void second(const T* th, const T* xh, const T* wh, const T* g, Block* dg, T* dx, Block* dt, Block* dw) const {
+    for (size_t q = 0; q < tables.order.size();) {
+      switch (tables.count(tables.order[q])) {
+      case 1: q = second_rows<1>(q, th, xh, wh, g, dg, dx, dt, dw); break;
+      case 3: q = second_rows<3>(q, th, xh, wh, g, dg, dx, dt, dw); break;
+      case 5: q = second_rows<5>(q, th, xh, wh, g, dg, dx, dt, dw); break;
+      default: q = second_rows<7>(q, th, xh, wh, g, dg, dx, dt, dw);
+      }
+    }
+  }
+
 private:
   // Rows from the q-th on that have the same N components, which stay in the processor; the next one after them.
   template <int N> size_t add_rows(size_t q, Block* sums) const {
@@ -163,6 +176,36 @@ private:
         dt[first + k] += u * xs[k];
       }
       dw[tables.path[r]] += of_row * product;
+    }
+    for (int k = 0; k < N; ++k) store(dx + (c + k) * channels, load(dx + (c + k) * channels, n) + sums[k], n);
+    return q;
+  }
+
+  template <int N>
+  size_t second_rows(size_t q, const T* th, const T* xh, const T* wh, const T* g, Block* dg, T* dx, Block* dt,
+                     Block* dw) const {
+    const int64_t c = tables.component[tables.first[tables.order[q]]];
+    Block xs[N], hs[N], sums[N] = {};
+    for (int k = 0; k < N; ++k) {
+      xs[k] = load(x + (c + k) * channels, n);
+      hs[k] = load(xh + (c + k) * channels, n);
+    }
+    for (; q < tables.order.size(); ++q) {
+      const int64_t r = tables.order[q], first = tables.first[r];
+      if (tables.component[first] != c) break;
+      const Block of_row = load(g + r * channels, n), weight = load(w + tables.path[r] * channels, n);
+      const Block of_h = load(wh + tables.path[r] * channels, n), u = of_row * weight, v = of_row * of_h;
+      Block product = {}, along = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < N; ++k) {
+        const T one = t[(first + k) * kWidth], other = th[(first + k) * kWidth];
+        product += one * xs[k];
+        along += one * hs[k] + other * xs[k];
+        sums[k] += other * u + one * v;
+        dt[first + k] += u * hs[k] + v * xs[k];
+      }
+      dg[r] += weight * along + of_h * product;
+      dw[tables.path[r]] += of_row * along;
     }
     for (int k = 0; k < N; ++k) store(dx + (c + k) * channels, load(dx + (c + k) * channels, n) + sums[k], n);
     return q;
@@ -260,6 +303,69 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& g, const Tensor& x, co
   return {parts == 1 ? to_x.squeeze(0) : to_x.sum(0), to_y, to_w};
 }
 
+// Derivatives of hx . dx + hy . dy + hw . dw, where dx, dy, dw are from gradient, with respect to g, x, y and w.
+std::tuple<Tensor, Tensor, Tensor, Tensor> second(const Tensor& hx, const Tensor& hy, const Tensor& hw,
+                                                  const Tensor& g, const Tensor& x, const Tensor& y, const Tensor& w,
+                                                  const Tensor& edges, const Tensor& pairs, const Tensor& paths,
+                                                  const Tensor& terms, const Tensor& coefficients) {
+  const Sizes s = check(x, y, w, edges);
+  check(hx, hy, hw, edges);
+  const Tables tables(pairs, paths, terms, coefficients);
+  TORCH_CHECK(hx.sizes() == x.sizes() && hy.sizes() == y.sizes() && hw.sizes() == w.sizes() && g.is_contiguous() &&
+                  g.size(0) == s.atoms && g.size(1) == tables.n_rows,
+              "convolution: wrong gradient");
+  const int64_t* neighbour = edges.const_data_ptr<int64_t>() + s.edges;
+  const std::vector<int64_t> start = starts(edges, s.atoms);
+  const int64_t parts = parts_of(s.atoms);
+  Tensor to_x = at::zeros({parts, s.atoms, s.components, s.channels}, x.options());
+  Tensor to_g = at::empty_like(g), to_y = at::empty_like(y), to_w = at::empty_like(w);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "convolution_second", [&] {
+    const scalar_t *px = x.const_data_ptr<scalar_t>(), *phx = hx.const_data_ptr<scalar_t>();
+    const scalar_t *py = y.const_data_ptr<scalar_t>(), *phy = hy.const_data_ptr<scalar_t>();
+    const scalar_t *pw = w.const_data_ptr<scalar_t>(), *phw = hw.const_data_ptr<scalar_t>();
+    const scalar_t* pg = g.const_data_ptr<scalar_t>();
+    scalar_t *qx = to_x.mutable_data_ptr<scalar_t>(), *qy = to_y.mutable_data_ptr<scalar_t>();
+    scalar_t *qw = to_w.mutable_data_ptr<scalar_t>(), *qg = to_g.mutable_data_ptr<scalar_t>();
+    using Block = Lanes<scalar_t>::type;
+    at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+      Mixed<scalar_t> t(tables, s), th(tables, s);
+      const int64_t n_blocks = (s.channels + kWidth - 1) / kWidth;
+      std::vector<Block> dw(s.paths), dt(tables.n_pairs), dg(n_blocks * tables.n_rows);
+      for (int64_t part = from; part < to; ++part) {
+        scalar_t* mine = qx + part * s.atoms * s.components * s.channels;
+        for (int64_t i = part * s.atoms / parts; i < (part + 1) * s.atoms / parts; ++i) {
+          const scalar_t* gi = pg + i * tables.n_rows * s.channels;
+          std::fill(dg.begin(), dg.end(), Block{});
+          for (int64_t group = start[i]; group < start[i + 1]; group += kWidth) {
+            const int64_t n_edges = std::min<int64_t>(kWidth, start[i + 1] - group);
+            t.mix(py + group * s.harmonics, n_edges);
+            th.mix(phy + group * s.harmonics, n_edges);
+            for (int64_t e = 0; e < n_edges; ++e) {
+              const int64_t edge = group + e, of_neighbour = neighbour[edge] * s.components * s.channels;
+              std::fill(dt.begin(), dt.end(), Block{});
+              for (int64_t b = 0; b < n_blocks; ++b) {
+                const int64_t f = b * kWidth, of_paths = edge * s.paths * s.channels + f;
+                const int n = width(s.channels, f);
+                std::fill(dw.begin(), dw.end(), Block{});
+                OneBlock<scalar_t>{tables, t.of_edge(e), px + of_neighbour + f, pw + of_paths, s.channels, n}.second(
+                    th.of_edge(e), phx + of_neighbour + f, phw + of_paths, gi + f, dg.data() + b * tables.n_rows,
+                    mine + of_neighbour + f, dt.data(), dw.data());
+                for (int64_t p = 0; p < s.paths; ++p) store(qw + of_paths + p * s.channels, dw[p], n);
+              }
+              t.unmix(qy + edge * s.harmonics, dt.data());
+            }
+          }
+          for (int64_t b = 0; b < n_blocks; ++b)
+            for (int64_t r = 0; r < tables.n_rows; ++r)
+              store(qg + (i * tables.n_rows + r) * s.channels + b * kWidth, dg[b * tables.n_rows + r],
+                    width(s.channels, b * kWidth));
+        }
+      }
+    });
+  });
+  return {to_g, parts == 1 ? to_x.squeeze(0) : to_x.sum(0), to_y, to_w};
+}
+
 } // namespace
 
 TORCH_LIBRARY(ggnn_ff_convolution, library) {
@@ -267,9 +373,12 @@ TORCH_LIBRARY(ggnn_ff_convolution, library) {
               "Tensor coefficients) -> Tensor");
   library.def("gradient(Tensor g, Tensor x, Tensor y, Tensor w, Tensor edges, Tensor pairs, Tensor paths, "
               "Tensor terms, Tensor coefficients) -> (Tensor, Tensor, Tensor)");
+  library.def("second(Tensor hx, Tensor hy, Tensor hw, Tensor g, Tensor x, Tensor y, Tensor w, Tensor edges, "
+              "Tensor pairs, Tensor paths, Tensor terms, Tensor coefficients) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(ggnn_ff_convolution, CPU, library) {
   library.impl("convolve", convolve);
   library.impl("gradient", gradient);
+  library.impl("second", second);
 }

@@ -74,10 +74,7 @@ def _paths_to(plain: TensorProductConvolution, degree: int) -> list[tuple[int, i
 
 @cache
 def register() -> None:
-    """Tells torch how the operators are differentiated, twice.
-
-    The result is linear in each of three tensors, so that all second derivatives are values and gradients of it again.
-    """
+    """Tells torch how the operators are differentiated, twice."""
     load_operators("convolution")
     operators = torch.ops.ggnn_ff_convolution
     fake, derive = torch.library.register_fake, torch.library.register_autograd
@@ -89,6 +86,10 @@ def register() -> None:
         "ggnn_ff_convolution::gradient",
         lambda g, x, y, w, *rest: (torch.empty_like(x), torch.empty_like(y), torch.empty_like(w)),
     )
+    fake(
+        "ggnn_ff_convolution::second",
+        lambda hx, hy, hw, g, x, y, w, *rest: tuple(torch.empty_like(one) for one in (g, x, y, w)),
+    )
 
     def keep(ctx: Any, inputs: tuple, output: object) -> None:
         ctx.save_for_backward(*inputs)
@@ -96,13 +97,8 @@ def register() -> None:
     def convolve_backward(ctx: Any, g: Tensor) -> tuple:
         return *operators.gradient(g.contiguous(), *ctx.saved_tensors), *[None] * 5
 
-    def gradient_backward(ctx: Any, hx: Tensor, hy: Tensor, hw: Tensor) -> tuple:
-        g, x, y, w, *tables = ctx.saved_tensors
-        hx, hy, hw = hx.contiguous(), hy.contiguous(), hw.contiguous()
-        along = [(hx, y, w), (x, hy, w), (x, y, hw)]
-        to_g = sum(operators.convolve(*three, *tables) for three in along)
-        (_, y1, w1), (x2, _, w2), (x3, y3, _) = (operators.gradient(g, *three, *tables) for three in along)
-        return to_g, x2 + x3, y1 + y3, w1 + w2, *[None] * 5
+    def gradient_backward(ctx: Any, *h: Tensor) -> tuple:
+        return *operators.second(*(one.contiguous() for one in h), *ctx.saved_tensors), *[None] * 5
 
     derive("ggnn_ff_convolution::convolve", convolve_backward, setup_context=keep)
     derive("ggnn_ff_convolution::gradient", gradient_backward, setup_context=keep)
