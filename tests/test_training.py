@@ -32,7 +32,7 @@ from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
-from ggnn_ff.training import batches, checkpoints
+from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import TrainingConfig, make_config, read_config
@@ -1091,19 +1091,19 @@ def by_the_clock(data, output, seconds, **optimizer):
 
 def test_budget_ends_the_training_and_anneals_over_it(tmp_path, data):
     folder = train(by_the_clock(data, tmp_path / "run", 4.0, epochs=1))
-    curve = read_learning_curve(folder)
-    seconds = 60 * curve.minutes
+    minutes = read_learning_curve(folder).minutes
+    seconds = 60 * minutes[np.isfinite(minutes)]
     assert len(seconds) > 1  # `epochs` does not count
     assert (np.diff(seconds) > 0).all()
     assert 4.0 <= seconds[-1] < 15.0
     assert learning_rate(folder) < 1e-4  # from 5e-3; time passes between the last look at the clock and the end
-    assert last_checkpoint(folder)["callbacks"]["Timer"]["time_elapsed"]["train"] >= 4.0
+    assert last_checkpoint(folder)["callbacks"]["Budget"]["time_elapsed"]["train"] >= 4.0
 
 
 def test_interrupted_training_goes_on_with_the_rest_of_its_budget(tmp_path, data):
     config = by_the_clock(data, tmp_path / "run", 6.0)
     run_to_death(fit_killed_in_epoch, config, 2, 1)
-    spent = last_checkpoint(config.output)["callbacks"]["Timer"]["time_elapsed"]["train"]
+    spent = last_checkpoint(config.output)["callbacks"]["Budget"]["time_elapsed"]["train"]
     assert 0.0 < spent < 6.0
     assert learning_rate(config.output) < 5e-3
     began = time.monotonic()
@@ -1143,6 +1143,17 @@ def test_training_that_was_killed_when_its_budget_was_spent_does_not_go_on(tmp_p
     train(config)
     assert is_trained(config.output)
     assert last_checkpoint(config.output)["global_step"] == before
+
+
+def test_few_epochs_of_a_budget_are_validated_and_the_last_is(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(budget, "VALIDATIONS", 3)
+    folder = train(by_the_clock(data, tmp_path / "run", 4.0))
+    curve = read_learning_curve(folder)
+    validated = np.isfinite(curve.minutes)
+    assert validated[0]
+    assert validated[-1]
+    assert 3 <= validated.sum() <= 5 < len(curve.epochs)
+    assert 60 * curve.minutes[-1] >= 4.0
 
 
 def test_budget_needs_a_validation_in_each_epoch():

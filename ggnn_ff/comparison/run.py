@@ -1,6 +1,7 @@
 """A comparison in a folder: each architecture trained, measured and entered into the table, one after the other."""
 
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -156,6 +157,7 @@ def _points(curve: LearningCurve) -> list[CurvePoint]:
             forces_mae_mev_per_angstrom=float(forces[k]),
         )
         for k, epoch in enumerate(curve.epochs)
+        if math.isfinite(curve.minutes[k])  # was validated
     ]
 
 

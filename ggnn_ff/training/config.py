@@ -147,8 +147,9 @@ class RunConfig(Section):
         default=None,
         gt=0.0,
         description="wall-clock time of training, compilation and validation, over all starts; it ends the training in "
-        "place of `optimizer.epochs`, and a cosine schedule anneals over it. How far a training comes then depends on "
-        "the machine, and one that was interrupted does not end with the same bits as one that was not",
+        "place of `optimizer.epochs`, and a cosine schedule anneals over it. There are some 200 validations at most. "
+        "How far a training comes depends on the machine, and one that was interrupted does not end with the same bits "
+        "as one that was not",
     )
 
 

@@ -30,6 +30,7 @@ from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
+from ggnn_ff.training.budget import Budget
 from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_checkpoint
 from ggnn_ff.training.config import TrainingConfig
 from ggnn_ff.training.contract import make_contract
@@ -173,7 +174,7 @@ def make_trainer(config: TrainingConfig, keep: KeepCheckpoints, *, progress: boo
     callbacks: list[Callback] = [
         keep,
         WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)),
-        Timer(budget, verbose=False),
+        Timer(verbose=False) if budget is None else Budget(budget),
     ]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStopping("valid_loss", patience=settings.early_stopping_patience))
