@@ -353,7 +353,8 @@ def certify(
     structure: Annotated[str, typer.Option(help="name (ethanol), SMILES, or a file that ASE reads")],
     potential: Annotated[str | None, typer.Argument(help="shipped name, file or folder")] = None,
     calculator: Annotated[
-        str | None, typer.Option(help="instead of a potential: gfn2-xtb, or mace:FILE from people you trust")
+        str | None,
+        typer.Option(help="instead of a potential: gfn2-xtb, PBE/def2-SVP, or mace:FILE from people you trust"),
     ] = None,
     reference_data: Annotated[Path | None, typer.Option(help="labelled frames for errors")] = None,
     reference_calculator: Annotated[

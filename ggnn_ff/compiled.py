@@ -205,7 +205,7 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
         sums.register()
     if path.exists():
         try:
-            package = load_package(path, loaded.device)
+            package = _load(path, loaded, threads)
             _verify(package, eager, loaded)
         except (RuntimeError, InputError) as error:
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
@@ -215,9 +215,14 @@ def _cached(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> Any:
         raise InputError(f"`compile` must find a C++ compiler: {why}")
     tell(f"compiling {loaded.source} for this machine, once; this takes about a minute")
     _make(eager, loaded, threads, path)
-    package = load_package(path, loaded.device)
+    package = _load(path, loaded, threads)
     _verify(package, eager, loaded)
     return package
+
+
+def _load(path: Path, loaded: LoadedPotential, threads: int) -> Any:
+    """One that works on a single thread can be used by each of torch's at once."""
+    return load_package(path, loaded.device, torch.get_num_threads() if threads == 1 else 1)
 
 
 def _key(eager: EnergyForces, loaded: LoadedPotential, threads: int) -> str:

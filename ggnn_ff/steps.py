@@ -14,6 +14,9 @@ from ggnn_ff.graph import Structure
 from ggnn_ff.kernels.host import make_edges
 from ggnn_ff.neighbors import SHORTEST_DISTANCE, SKIN, SkinNeighborList, neighbor_list
 
+ATOMS_AT_ONCE = 80
+"""Of copies, on one thread: what belongs to their edges stays in its cache."""
+
 
 def make_steps(loaded: LoadedPotential) -> Callable[[Structure], Prediction]:
     """What evaluates one structure that moves, or copies of one that move together, in one cell.
@@ -50,14 +53,14 @@ class CompiledSteps:
             self.cells, self.cell = structure.cell, structure.cell[0]
         positions, cell = structure.positions, self.cell
         try:
-            answer = self.edges.evaluate(self.package, positions, self.numbers, cell)
+            answer = self._evaluate(positions, cell, structure.n_structures)
         except ValueError:  # two atoms on one place, which `neighbor_list` tells as an InputError
             answer = None
         if answer is None:
             edge_index, shifts = neighbor_list(structure, self.loaded.contract.cutoff + SKIN)
             listed = self.edges.list(positions, cell, edge_index.t(), shifts)
-            self.package = self.module.package(listed[0].shape[1])
-            answer = self.edges.evaluate(self.package, positions, self.numbers, cell)
+            self.package = self.module.package(listed[0].shape[1] if structure.n_structures == 1 else 0)
+            answer = self._evaluate(positions, cell, structure.n_structures)
         energy, energies, forces, gradient, edges, offsets = answer
         if structure.n_structures > 1:
             energy = total_energies(energies, structure.batch, structure.n_structures)
@@ -65,6 +68,13 @@ class CompiledSteps:
         if self.periodic:
             stress = stress_of_edges(structure.cell, structure.batch, positions, edges, offsets, gradient)
         return Prediction(energy, energies, forces, stress)
+
+    def _evaluate(self, positions: Tensor, cell: Tensor, copies: int) -> Any:
+        """Of copies each thread takes some, which is quicker than all threads on all of them."""
+        if copies == 1 or self.numbers.device.type != "cpu":
+            return self.edges.evaluate(self.package, positions, self.numbers, cell)
+        at_once = min(max(1, ATOMS_AT_ONCE * copies // len(positions)), -(-copies // torch.get_num_threads()))
+        return self.edges.evaluate_copies(self.package, positions, self.numbers, cell, copies, at_once)
 
     def _alone(self, structure: Structure) -> Prediction:
         with torch.inference_mode(False):  # a clone can have a gradient, wherever its original was made

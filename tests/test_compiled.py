@@ -15,7 +15,7 @@ from ase.build import molecule
 from model_checks import ethanol, oxide, stack
 from untrained import write_untrained
 
-from ggnn_ff import cache, compiled
+from ggnn_ff import cache, compiled, steps
 from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
 from ggnn_ff.dynamics.replicas import Batch, BrokenReplicasError
@@ -109,12 +109,24 @@ def test_many_structures_at_once_have_the_numbers_of_each(eager, fast):
     assert_same(fast.module(*tensors, 4), eager.module(*tensors, 4))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("structure", [ethanol(), Atoms(water(2), pbc=[True, True, False])], ids=["molecule", "slab"])
-def test_replicas_move_as_with_the_potential_itself(eager, fast, structure):
+def test_replicas_move_as_with_the_potential_itself(eager, fast, structure, threads, monkeypatch):
+    monkeypatch.setattr(steps, "ATOMS_AT_ONCE", 18)  # so that two molecules are one part, and a slab is one
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        compare_replicas(pickle.loads(pickle.dumps(fast)), eager, structure)
+    finally:
+        torch.set_num_threads(before)
+
+
+def compare_replicas(fast, eager, structure):
+    fast.module.packages[True] = fast.module.package(0)  # spares the time to make one for all threads
     settings = make_settings(host="batched", ensemble="nve", temperature=20000.0, timestep=1.0, steps=1)
-    starts = [first_state(structure, settings.model_copy(update={"seed": seed})) for seed in range(3)]
+    starts = [first_state(structure, settings.model_copy(update={"seed": seed})) for seed in range(5)]
     ours, reference = (Batch(potential, starts, settings) for potential in (fast, eager))
-    for active, n_steps in (([0, 1, 2], 20), ([0, 2], 5), ([1], 5)):
+    for active, n_steps in (([0, 1, 2, 3, 4], 20), ([0, 2], 5), ([1], 5)):
         for batch in (ours, reference):
             batch.step(active, n_steps)
     np.testing.assert_allclose(ours.positions, reference.positions, rtol=0, atol=1e-8)

@@ -25,5 +25,6 @@ inline std::vector<int64_t> starts(const at::Tensor& edges, int64_t atoms) {
 
 // How many parts of the centres threads work on, the same ones each time.
 inline int64_t parts_of(int64_t atoms) {
+  if (at::in_parallel_region()) return 1;
   return std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), atoms / 16));
 }

@@ -1,6 +1,7 @@
 // What a host needs at each step of a compiled potential, without Python: the edges, and the package that takes them.
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/custom_class.h>
@@ -17,13 +18,14 @@ using Listed = std::tuple<Tensor, Tensor>; // edges (2, E), sorted, and offsets 
 
 constexpr int64_t kFewest = 4; // edges that a package is made for
 
-// A package of AOTInductor on a device (-1: the one in use). A second thread waits for the first.
+// A package of AOTInductor on a device (-1: the one in use), for so many threads at once; others wait.
 class Package : public torch::CustomClassHolder {
  public:
-  const std::tuple<std::string, int64_t> made_with;
+  const std::tuple<std::string, int64_t, int64_t> made_with;
 
-  Package(std::string path, int64_t device)
-      : made_with(path, device), loader_(path, "model", false, 1, static_cast<c10::DeviceIndex>(device)) {}
+  Package(std::string path, int64_t device, int64_t threads)
+      : made_with(path, device, threads),
+        loader_(path, "model", false, threads, static_cast<c10::DeviceIndex>(device)) {}
 
   std::vector<Tensor> run(std::vector<Tensor> inputs) {
     at::AutoDispatchBelowAutograd below; // else our operators look for a derivative, in Python
@@ -67,6 +69,34 @@ class Edges : public torch::CustomClassHolder {
       for (Tensor& tensor : out) tensor = tensor.to(at::kCPU);
     }
     return std::vector<Tensor>{out[0].sum(0, true), out[0], out[1], out[2], edges, offsets};
+  }
+
+  // As evaluate on the processor, for equal structures one after the other, of which each thread takes `at_once`.
+  std::optional<std::vector<Tensor>> evaluate_copies(const c10::intrusive_ptr<Package>& package,
+                                                     const Tensor& positions, const Tensor& numbers,
+                                                     const Tensor& cell, int64_t copies, int64_t at_once) {
+    const std::optional<Listed> found = find(positions, cell);
+    if (!found) return std::nullopt;
+    const auto& [edges, offsets] = *found;
+    const int64_t n_edges = edges.size(1), *centre = edges.const_data_ptr<int64_t>();
+    const int64_t n_atoms = at_once * (positions.size(0) / copies), n_parts = (copies + at_once - 1) / at_once;
+    std::vector<int64_t> start; // edges of each part
+    for (int64_t p = 0; p <= n_parts; ++p) start.push_back(std::lower_bound(centre, centre + n_edges, p * n_atoms) - centre);
+    for (int64_t p = 0; p < n_parts; ++p)
+      if (start[p + 1] - start[p] < kFewest) return evaluate(package, positions, numbers, cell);
+    std::vector<Tensor> energies(n_parts), forces(n_parts), gradients(n_parts);
+    at::parallel_for(0, n_parts, 1, [&](int64_t from, int64_t to) {
+      for (int64_t p = from; p < to; ++p) {
+        const int64_t first = p * n_atoms, last = std::min(first + n_atoms, positions.size(0));
+        const std::vector<Tensor> out =
+            package->run({positions.slice(0, first, last), numbers.slice(0, first, last),
+                          (edges.slice(1, start[p], start[p + 1]) - first).contiguous(),
+                          offsets.slice(0, start[p], start[p + 1])});
+        energies[p] = out[0], forces[p] = out[1], gradients[p] = out[2];
+      }
+    });
+    const Tensor each = at::cat(energies);
+    return std::vector<Tensor>{each.sum(0, true), each, at::cat(forces), at::cat(gradients), edges, offsets};
   }
 
   // As find, from all pairs (P, 2) and their shifts (P, 3) within cutoff and skin.
@@ -143,17 +173,18 @@ class Edges : public torch::CustomClassHolder {
 TORCH_LIBRARY(ggnn_ff_host, library) {
   using c10::intrusive_ptr, c10::make_intrusive; // a copy is made anew: OpenMM has one for each context
   library.class_<Package>("Package")
-      .def(torch::init<std::string, int64_t>())
+      .def(torch::init<std::string, int64_t, int64_t>())
       .def("run", &Package::run)
       .def_pickle([](const intrusive_ptr<Package>& self) { return self->made_with; },
-                  [](const std::tuple<std::string, int64_t>& with) {
-                    return make_intrusive<Package>(std::get<0>(with), std::get<1>(with));
+                  [](const std::tuple<std::string, int64_t, int64_t>& with) {
+                    return make_intrusive<Package>(std::get<0>(with), std::get<1>(with), std::get<2>(with));
                   });
   library.class_<Edges>("Edges")
       .def(torch::init<double, double, double>())
       .def("find", &Edges::find)
       .def("list", &Edges::list)
       .def("evaluate", &Edges::evaluate)
+      .def("evaluate_copies", &Edges::evaluate_copies)
       .def_pickle([](const intrusive_ptr<Edges>& self) { return self->made_with; },
                   [](const std::tuple<double, double, double>& with) {
                     return make_intrusive<Edges>(std::get<0>(with), std::get<1>(with), std::get<2>(with));

@@ -8,15 +8,15 @@ import torch
 from ggnn_ff.kernels.build import load_operators
 
 
-def load_package(path: Path, device: torch.device) -> Any:
-    """A package of AOTInductor; its `run` takes and gives a list of tensors.
+def load_package(path: Path, device: torch.device, threads: int) -> Any:
+    """A package of AOTInductor; its `run` takes and gives a list of tensors, in so many threads at once.
 
     Raises:
         InputError: the compiler cannot build the class.
         RuntimeError: `path` is no package, or damaged.
     """
     load_operators("host")
-    return torch.classes.ggnn_ff_host.Package(str(path), -1 if device.index is None else device.index)
+    return torch.classes.ggnn_ff_host.Package(str(path), -1 if device.index is None else device.index, threads)
 
 
 def make_edges(cutoff: float, skin: float, shortest: float) -> Any:
