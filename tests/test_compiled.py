@@ -19,10 +19,12 @@ from ggnn_ff import cache, compiled, steps
 from ggnn_ff.cache import why_not_compile
 from ggnn_ff.compiled import CompiledEnergyForces, compile_potential, fast_form
 from ggnn_ff.dynamics.replicas import Batch, BrokenReplicasError
+from ggnn_ff.dynamics.replicas import _copies as copies_of
 from ggnn_ff.dynamics.settings import make_settings
 from ggnn_ff.dynamics.start import first_state
 from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import LoadedPotential, export_torchscript, load_potential
+from ggnn_ff.graph import from_atoms
 from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.hosts.openmm import make_topology, openmm_force
 from ggnn_ff.hosts.parity import answers_of_all_hosts
@@ -133,6 +135,14 @@ def compare_replicas(fast, eager, structure):
     np.testing.assert_allclose(ours.energies, reference.energies, rtol=0, atol=1e-7)
     moved = np.abs(ours.positions - np.stack([atoms.positions for atoms in starts])).max()
     assert moved > 0.5  # so edges were listed anew
+
+
+@pytest.mark.parametrize("structure", [ethanol(), water(2)], ids=["molecule", "liquid"])
+def test_copies_have_the_numbers_of_the_potential(eager, fast, structure):
+    many = copies_of(from_atoms(structure), 5)
+    moved = 0.05 * torch.randn(many.positions.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    many = many._replace(positions=many.positions + moved)
+    assert_same(steps.make_steps(fast)(many), steps.make_steps(eager)(many))
 
 
 def test_replicas_whose_atoms_meet_are_named(fast):
