@@ -101,6 +101,13 @@ def test_what_pyscf_does_not_have_is_said(engine: str, message: str):
         engine_calculator(engine).get_potential_energy(atoms)
 
 
+def test_a_name_that_was_wrong_can_be_corrected(tmp_path: Path):
+    write(tmp_path / "frames.xyz", [_water()])
+    with pytest.raises(InputError, match="no such basis set"):
+        label([tmp_path / "frames.xyz"], tmp_path / "new.xyz", engine="PBE/STO-3H")
+    assert len(label([tmp_path / "frames.xyz"], tmp_path / "new.xyz", engine="PBE/STO-3G")) == 1
+
+
 def test_a_periodic_structure_is_refused():
     atoms = _water()
     atoms.set_cell([5.0, 5.0, 5.0])

@@ -36,6 +36,8 @@ class Journal:
         self._lock = lock(path)
         try:
             lines = _complete_lines(path)
+            if len(lines) == 1:  # settings with which nothing was made, such as a name that there is not
+                lines = []
             if lines:
                 check_same_settings(lines[0][0], settings, path)
                 self.records = [record for record, _ in lines[1:]]
