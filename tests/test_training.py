@@ -29,19 +29,19 @@ from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import export_torchscript, load_potential
 from ggnn_ff.files import lock, unlock
-from ggnn_ff.forces import EnergyForces
+from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss
-from ggnn_ff.training.config import TrainingConfig, make_config, read_config
+from ggnn_ff.training.config import LossConfig, TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
 from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.folder import check_folder
-from ggnn_ff.training.module import TrainingModule
+from ggnn_ff.training.module import TrainingModule, energy_forces_loss
 from ggnn_ff.training.start import load_start
 from ggnn_ff.training.vector import OneVector
 from ggnn_ff.units import EV_PER_HARTREE
@@ -992,6 +992,29 @@ def test_fewer_batches_than_processes_are_refused(data, tmp_path):
 
 
 # The compiled loss
+
+
+@pytest.mark.parametrize("error", ["squares", "norms"])
+def test_losses_are_what_their_formulas_say_and_have_a_slope_at_zero(error):
+    frames, forces_rms = labelled_frames(3), 0.7
+    batch = GraphDataset(frames, 5.0).collate([0, 1, 2])
+    n_atoms = len(frames.positions) // 3
+    wrong = np.random.default_rng(0).normal(size=frames.forces.shape)
+    perfect = Prediction(batch.energy, torch.empty(0), batch.forces, torch.empty(0))
+    off = perfect._replace(
+        energy=batch.energy + torch.tensor([0.5, -2.0, 1.0]), forces=batch.forces + torch.from_numpy(wrong)
+    )
+    settings = LossConfig(error=error, energy_weight=0.1, forces_weight=3.0)
+    loss = energy_forces_loss(off, batch, settings, forces_rms)
+    if error == "squares":
+        expected = (0.1 * np.mean([0.25, 4.0, 1.0]) / n_atoms + 3.0 * np.mean(wrong**2)) / forces_rms**2
+    else:
+        expected = 0.1 * np.mean([0.5, 2.0, 1.0]) / np.sqrt(n_atoms) + 3.0 * np.linalg.norm(wrong, axis=1).mean()
+        expected /= forces_rms
+    assert float(loss) == pytest.approx(expected, rel=1e-9)
+    forces = batch.forces.clone().requires_grad_(True)
+    energy_forces_loss(perfect._replace(forces=forces), batch, settings, forces_rms).backward()
+    assert bool((forces.grad == 0.0).all())
 
 
 @pytest.mark.slow

@@ -94,8 +94,15 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """L = energy_weight <dE^2 / N> + forces_weight <dF^2>, both in units of the forces' RMS in the training set."""
+    """What is made small, in units of the forces' RMS in the training set.
 
+    squares: energy_weight <dE^2 / N> + forces_weight <dF^2>, over structures and components of forces.
+    norms: energy_weight <|dE| / sqrt(N)> + forces_weight <|dF|>, over structures and atoms; frames with large errors
+    count less, which suits a mean absolute error (as in GemNet, arXiv 2106.08903). Its gradient does not become
+    smaller with the errors, so it wants a schedule that ends low, and with `amsgrad` smaller learning rates.
+    """
+
+    error: Literal["squares", "norms"] = "squares"
     energy_weight: float = Field(default=0.005, ge=0.0)
     forces_weight: float = Field(default=1.0, ge=0.0)
 

@@ -16,14 +16,25 @@ from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import LossConfig, TrainingConfig
 from ggnn_ff.training.vector import OneVector
 
+SMALLEST_ERROR = 1e-6
+"""In units of the forces' RMS: an error below it counts like it."""
+
 
 def energy_forces_loss(prediction: Prediction, batch: Batch, loss: LossConfig, forces_rms: float) -> Tensor:
-    """L = w_E <dE_s^2 / N_s> + w_F <dF^2>, in units of `forces_rms` (eV, and eV/angstrom)."""
+    """The loss of `LossConfig`, of errors in units of `forces_rms` (eV, and eV/angstrom)."""
     energy_error = (prediction.energy - batch.energy) / forces_rms  # (S,)
     forces_error = (prediction.forces - batch.forces) / forces_rms  # (N, 3)
     n_atoms = torch.zeros_like(batch.energy).index_add(0, batch.batch, torch.ones_like(batch.positions[:, 0]))
-    energy_term, forces_term = (energy_error.square() / n_atoms).mean(), forces_error.square().mean()
-    return loss.energy_weight * energy_term + loss.forces_weight * forces_term
+    if loss.error == "norms":
+        energy_terms, forces_terms = _norms(energy_error.unsqueeze(1)) / n_atoms.sqrt(), _norms(forces_error)
+    else:
+        energy_terms, forces_terms = energy_error.square() / n_atoms, forces_error.square()
+    return loss.energy_weight * energy_terms.mean() + loss.forces_weight * forces_terms.mean()
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Norms of (n, k) vectors, with a derivative at zero."""
+    return (vectors.square().sum(1) + SMALLEST_ERROR**2).sqrt()
 
 
 class TrainingModule(lightning.LightningModule):

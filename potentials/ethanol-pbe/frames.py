@@ -1,14 +1,14 @@
 """The frames of PBE that ethanol-pbe was made from beside those of rMD17: which were labelled, and all in one file.
 
-    uv run potentials/ethanol-pbe/frames.py choose    # runs/ethanol-pbe/chosen-*.xyz, to be labelled
-    uv run potentials/ethanol-pbe/frames.py keep      # the labelled ones as frames.npz beside this file
-    uv run potentials/ethanol-pbe/frames.py merge     # frames.npz and rMD17's as runs/ethanol-pbe/train.xyz
+    uv run potentials/ethanol-pbe/frames.py choose 500    # runs/ethanol-pbe/chosen-*.xyz, to be labelled; then 650
+    uv run potentials/ethanol-pbe/frames.py keep          # the labelled ones as frames.npz beside this file
+    uv run potentials/ethanol-pbe/frames.py merge         # frames.npz and rMD17's as runs/ethanol-pbe/train.xyz
 
 Run from the repository root; README.md says what comes before and between.
 """
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,41 +24,64 @@ from ggnn_ff.training.evaluation import evaluate_frames
 HERE, RUNS = Path(__file__).parent, Path("runs/ethanol-pbe")
 RMD17 = Path("../shared/data/rmd17_ethanol/train.xyz")
 LEVEL = "PBE/def2-SVP"
-DISAGREEING = (
-    RUNS / "estimated",
-    *(Path("benchmarks/comparison") / name / "training" for name in ("mace", "gotennet", "gemnet")),
-)
-EQUILIBRATION = 150  # frames at the beginning of each run, 1.5 ps
-CANDIDATES, CHOSEN, PER_FILE = 8000, 3200, 100
 ENERGY_OFFSET = -0.77e-3  # eV, rMD17 minus PySCF: mean of 40 training frames, which scatter by 0.08e-3; README.md
+COMPARED = {name: Path("benchmarks/comparison") / name / "training" for name in ("mace", "gotennet", "gemnet")}
 
 
-def choose() -> None:
+@dataclass(frozen=True)
+class Round:
+    """Which frames of which replicas are labelled."""
+
+    pools: str  # trajectories
+    equilibration: int  # frames at the beginning of each that are left out
+    candidates: int
+    chosen: int
+    disagreeing: tuple[Path, ...]  # potentials
+    per_file: int
+    first_file: int
+    seed: int
+
+
+ROUNDS = {
+    "500": Round("pool-[gt]*", 150, 8000, 3200, (RUNS / "estimated", *COMPARED.values()), 100, 0, 0),
+    "650": Round(
+        "pool-hot",
+        100,
+        4000,
+        1000,
+        (RUNS / "estimated", RUNS / "first", COMPARED["mace"], COMPARED["gotennet"]),
+        50,
+        16,
+        1,
+    ),
+}
+
+
+def choose(settings: Round) -> None:
     """Frames of the replicas, at random, those more often on which four potentials disagree about forces."""
-    random = np.random.default_rng(0)
-    paths = sorted(RUNS.glob("pool-*/*/trajectory.xyz"))
-    pool = [atoms for path in paths for atoms in read(path, index=":")[EQUILIBRATION:]]
-    candidates = [pool[k] for k in random.choice(len(pool), CANDIDATES, replace=False)]
-    n_atoms = len(candidates[0])
+    random = np.random.default_rng(settings.seed)
+    paths = sorted(RUNS.glob(f"{settings.pools}/*/trajectory.xyz"))
+    pool = [atoms for path in paths for atoms in read(path, index=":")[settings.equilibration :]]
+    candidates = [pool[k] for k in random.choice(len(pool), settings.candidates, replace=False)]
+    n_atoms, n_frames = len(candidates[0]), len(candidates)
     frames = LabelledFrames(
         numbers=np.concatenate([atoms.numbers for atoms in candidates]).astype(np.int64),
         positions=np.concatenate([atoms.positions for atoms in candidates]),
-        forces=np.zeros((CANDIDATES * n_atoms, 3)),
-        n_atoms=np.full(CANDIDATES, n_atoms),
-        energy=np.zeros(CANDIDATES),
-        cell=np.zeros((CANDIDATES, 3, 3)),
-        pbc=np.zeros((CANDIDATES, 3), dtype=bool),
+        forces=np.zeros((n_frames * n_atoms, 3)),
+        n_atoms=np.full(n_frames, n_atoms),
+        energy=np.zeros(n_frames),
+        cell=np.zeros((n_frames, 3, 3)),
+        pbc=np.zeros((n_frames, 3), dtype=bool),
         level_of_theory=LEVEL,
     )
-    forces = np.stack([evaluate_frames(load_potential(path).module, frames, 5.0).forces for path in DISAGREEING])
-    squares = ((forces - forces.mean(axis=0)) ** 2).mean(axis=(0, 2)).reshape(CANDIDATES, n_atoms)
+    potentials = [load_potential(path).module for path in settings.disagreeing]
+    forces = np.stack([evaluate_frames(potential, frames, 5.0).forces for potential in potentials])
+    squares = ((forces - forces.mean(axis=0)) ** 2).mean(axis=(0, 2)).reshape(n_frames, n_atoms)
     disagreement = np.sqrt(squares.mean(axis=1))
-    weights = disagreement / disagreement.sum()
-    chosen = random.choice(CANDIDATES, CHOSEN, replace=False, p=weights)
-    for start in range(0, CHOSEN, PER_FILE):
-        few = [candidates[k] for k in chosen[start : start + PER_FILE]]
-        bare = [Atoms(atoms.numbers, atoms.positions) for atoms in few]
-        write(RUNS / f"chosen-{start // PER_FILE:02d}.xyz", bare)
+    chosen = random.choice(n_frames, settings.chosen, replace=False, p=disagreement / disagreement.sum())
+    for k, start in enumerate(range(0, settings.chosen, settings.per_file), settings.first_file):
+        few = [candidates[j] for j in chosen[start : start + settings.per_file]]
+        write(RUNS / f"chosen-{k:02d}.xyz", [Atoms(atoms.numbers, atoms.positions) for atoms in few])
 
 
 def keep() -> None:
@@ -80,4 +103,10 @@ def _together(files: list[LabelledFrames]) -> LabelledFrames:
 
 
 if __name__ == "__main__":
-    {"choose": choose, "keep": keep, "merge": merge}[sys.argv[1]]()
+    match sys.argv[1:]:
+        case ["choose", temperature]:
+            choose(ROUNDS[temperature])
+        case ["keep"]:
+            keep()
+        case ["merge"]:
+            merge()
