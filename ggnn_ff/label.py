@@ -178,6 +178,8 @@ def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculat
             f"`paths`: {engine_level(engine)} failed for frame {index} of all ({error}); take it out of its file, and "
             "delete the journal beside the output, which is of the old file"
         ) from error
+    except InputError as error:
+        raise InputError(f"`paths`, frame {index} of all: {error}") from error
     for calculator in adding:
         one.calc = calculator
         energy = energy + one.get_potential_energy() / len(adding)

@@ -40,7 +40,10 @@ class DensityFunctional(Calculator):
         try:
             dft.libxc.parse_xc(functional)
         except (KeyError, ValueError) as error:
-            raise InputError(f"`engine`: PySCF has no functional '{functional}' ({error})") from error
+            raise InputError(
+                f"`engine`: PySCF has no functional '{functional}' ({error}); what has a slash in it is taken for a "
+                f"functional and a basis set, such as PBE/def2-SVP, got {functional}/{basis}"
+            ) from error
         self.parameters.update(functional=functional, basis=basis)
 
     def calculate(
