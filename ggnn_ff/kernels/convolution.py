@@ -51,9 +51,10 @@ class FusedConvolution(nn.Module):
         operator = torch.ops.ggnn_ff_convolution.convolve
         sums = operator(x, harmonics.contiguous(), w.contiguous(), edge_index.contiguous(), *tables)  # (N, rows, F)
         rows = [(2 * degree + 1) * number for degree, number in enumerate(self.n_paths_to)]
+        # In two steps, each of which the compiler sees through; in one it divides for each number to find its place.
         return [
-            of_degree.reshape(x.shape[0], 2 * degree + 1, -1)
-            for degree, of_degree in enumerate(sums.split(rows, dim=1))
+            of_degree.unflatten(1, (2 * degree + 1, number)).flatten(2)
+            for degree, (of_degree, number) in enumerate(zip(sums.split(rows, dim=1), self.n_paths_to, strict=True))
         ]
 
 
