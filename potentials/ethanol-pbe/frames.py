@@ -110,3 +110,5 @@ if __name__ == "__main__":
             keep()
         case ["merge"]:
             merge()
+        case _:
+            sys.exit(__doc__)
