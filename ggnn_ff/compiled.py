@@ -31,7 +31,7 @@ from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
 EDGES_PER_THREAD = 128  # with so many for each, a package that uses all threads of torch; with fewer they would wait
-REVISION = 7  # of the way packages are made; those of another are made anew
+REVISION = 8  # of the way packages are made; those of another are made anew
 
 
 class AtomicEnergies(nn.Module):

@@ -174,6 +174,36 @@ def test_hosts_evaluate_what_has_few_edges(eager, fast, name):
     assert_hosts_agree(fast, eager, FEW_EDGES[name])
 
 
+def test_float32_with_splines_and_kernels(tmp_path):
+    """What users run by default, of any size."""
+    sizes = {"n_features": 8, "n_layers": 2, "l_max": 2, "l_hidden": 1, "correlation": 2}
+    folder = write_untrained(tmp_path, "mace", sizes, cutoff=4.0, scale=0.3)
+    loaded = load_potential(folder)
+    fast = compile_potential(loaded)
+    for atoms in (ethanol(), water(3), *FEW_EDGES.values()):
+        calculator = GGNNCalculator(fast)
+        expected = loaded.evaluate(atoms)
+        assert abs(calculator.get_potential_energy(atoms) - float(expected.energy[0])) < 1e-5 * len(atoms)
+        np.testing.assert_allclose(calculator.get_forces(atoms), expected.forces.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "python"])
+def test_compiled_openmm_forces_follow_positions_and_box(eager, fast, backend):
+    pytest.importorskip("openmmtorch", exc_type=ImportError)
+    from test_openmm import assert_answer, make_context
+    from test_openmm import water as box
+
+    atoms = box()
+    context = make_context(openmm_force(fast, make_topology(atoms), backend=backend), atoms, "Reference")
+    for scale in (1.0, 1.001, 1.02, 0.97, 1.3, 1.0):
+        frame = atoms.copy()
+        frame.set_cell(scale * atoms.cell, scale_atoms=True)
+        context.setPeriodicBoxVectors(*(frame.cell.array / 10.0))
+        context.setPositions(frame.positions / 10.0)
+        expected = eager.evaluate(frame)
+        assert_answer(context, float(expected.energy[0]), expected.forces.numpy())
+
+
 def test_ase_steps_of_a_compiled_potential(eager, fast):
     """Through lists that hold and lists that do not, with cell, periodicity and size changing on the way."""
     calculator, atoms, random = GGNNCalculator(fast), water(2), np.random.default_rng(0)

@@ -94,6 +94,11 @@ def test_convolution_and_its_first_two_derivatives_are_those_of_the_model(l_in, 
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
 
 
+def test_convolution_of_degrees_that_there_is_no_kernel_for_stays_as_it_is():
+    model = torch.nn.Sequential(TensorProductConvolution(4, 4, 4), torch.nn.Linear(1, 1))
+    assert with_kernels(model) is model
+
+
 def attention(n_atoms, n_features, n_heads, dtype=torch.float64):
     """Plain and fused, and arguments with an atom that has no neighbours."""
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +187,7 @@ def test_threads_change_no_more_than_the_last_digits_and_those_always_in_one_way
     assert all(torch.equal(first, second) for first, second in zip(two, again, strict=True))
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn", "nequip", "mace", "equivariant_transformer", "dimenet"])
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"egnn"}))
 def test_splines_give_the_forces_of_the_radial_functions_to_a_millionth(name):
     """In float64, where rounding hides nothing; at distances from a bond to the cutoff."""
     torch.manual_seed(0)
@@ -208,6 +213,9 @@ def test_splines_give_the_forces_of_the_radial_functions_to_a_millionth(name):
         assert float((gradient - gradient_of_table).abs().max() / gradient.abs().max()) < 1e-6
         assert float((energies - energies_of_table).abs().max() / energies.abs().max()) < 1e-6
         assert not torch.equal(gradient, gradient_of_table)
+    numbers, edge_index = torch.tensor([6, 8]), torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])  # as where there are few
+    beyond = torch.tensor([[10.0, 0, 0], [0, 10.0, 0], [-10.0, 0, 0], [0, -10.0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(table(numbers, edge_index, beyond), plain(numbers, edge_index, beyond))
 
 
 def test_potential_that_needs_no_splines_is_handed_back():

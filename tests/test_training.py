@@ -1,6 +1,7 @@
 """Training: what it is told, that it learns, what it keeps, and that a kill changes nothing."""
 
 import io
+import math
 import os
 import pickle
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -630,9 +632,32 @@ def test_a_diverged_training_says_so(tmp_path, data):
     config = small(data, tmp_path / "run", frames={"n_train": 10})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.math, "isfinite", lambda value: False)
-        with pytest.raises(InputError, match=r"diverged; lower `optimizer\.learning_rate`"):
+        with pytest.raises(InputError, match=r"diverged; .*lower `optimizer\.learning_rate`"):
             train(config)
     assert not is_trained(config.output)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [([3.0, 4.0], [1.2, 1.6]), ([0.3, 0.4], [0.3, 0.4]), ([math.inf, 1.0], [0.0, 0.0]), ([math.nan, 1.0], [0.0, 0.0])],
+)
+def test_gradients_are_clipped_and_left_out_where_they_are_not_finite(gradient, expected):
+    weights = SimpleNamespace(grad=torch.tensor(gradient))
+    module = SimpleNamespace(model=SimpleNamespace(weights=weights))
+    TrainingModule.configure_gradient_clipping(module, None, gradient_clip_val=2.0)
+    torch.testing.assert_close(weights.grad, torch.tensor(expected))
+
+
+def test_one_loss_that_is_not_finite_does_not_end_a_training(tmp_path, data, monkeypatch):
+    step = TrainingModule.training_step
+
+    def broken_once(module, batch, batch_index):
+        return step(module, batch, batch_index) * (math.nan if module.global_step == 1 else 1.0)
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken_once)
+    config = small(data, tmp_path / "run", epochs=2)
+    train(config)
+    assert all(weights.isfinite().all() for weights in load_potential(config.output).module.parameters())
 
 
 def test_the_caller_finds_torch_as_it_was(tmp_path, data):

@@ -16,7 +16,7 @@ from rich.console import Console
 from ggnn_ff.comparison.measure import measure_dynamics, measure_jumps
 from ggnn_ff.comparison.plots import plot_accuracy_speed, plot_conservation_accuracy, plot_curves
 from ggnn_ff.comparison.row import CurvePoint, Row, Speed
-from ggnn_ff.comparison.settings import Settings, Sizes
+from ggnn_ff.comparison.settings import CANDIDATES, Settings, Sizes
 from ggnn_ff.comparison.speed import measure_speed
 from ggnn_ff.comparison.table import markdown
 from ggnn_ff.compiled import compile_potential
@@ -45,7 +45,7 @@ def compare(
 
     Args:
         settings: the same for all.
-        models: names in `CANDIDATES`. Further ones may join later, in the same folder.
+        models: names in `CANDIDATES`. Further ones may join later, in the same folder, where tables have all rows.
         folder: receives a folder for each architecture with its training, `potential.pt`, simulations, `speed.json`
             and `row.json`, and for all `comparison.json`, `comparison.md`, `accuracy_speed.png`,
             `conservation_accuracy.png` and `learning_curves.png`, anew whenever a row is finished. Where `speed.json`
@@ -71,7 +71,7 @@ def compare(
             except (InputError, RuntimeError) as error:  # of this architecture; the others go on
                 failures[model] = f"{type(error).__name__}: {error}"
                 console.print(f"{model} failed: {error}", markup=False, soft_wrap=True)
-        _write_results(settings, models, failures, folder, sizes)
+        _write_results(settings, failures, folder, sizes)
     return failures
 
 
@@ -161,11 +161,9 @@ def _points(curve: LearningCurve) -> list[CurvePoint]:
     ]
 
 
-def _write_results(
-    settings: Settings, models: Sequence[str], failures: dict[str, str], folder: Path, sizes: Sizes
-) -> None:
-    """Tables and pictures of the rows there are."""
-    rows = [_read_row(folder / model) for model in models if _is_complete(folder / model)]
+def _write_results(settings: Settings, failures: dict[str, str], folder: Path, sizes: Sizes) -> None:
+    """Tables and pictures of all rows in the folder."""
+    rows = [_read_row(folder / model) for model in CANDIDATES if _is_complete(folder / model)]
     machine = {
         "date": date.today().isoformat(),
         "machine": platform.platform(),

@@ -30,7 +30,7 @@ def with_kernels(model: nn.Module, *, training: bool = False) -> nn.Module:
         InputError: the compiler cannot build it.
     """
     replacements = REPLACEMENTS if training else REPLACEMENTS | FOR_INFERENCE
-    found = [name for name, module in model.named_modules() if type(module) in replacements]
+    found = [name for name, module in model.named_modules() if type(module) in replacements and _is_known(module)]
     tensors = [*model.parameters(), *model.buffers()]
     if not found or tensors[0].device.type != "cpu":
         return model
@@ -40,3 +40,8 @@ def with_kernels(model: nn.Module, *, training: bool = False) -> nn.Module:
         plain = twin.get_submodule(name)
         twin.set_submodule(name, replacements[type(plain)](plain))
     return twin
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether the C++ has the size of `module`: tensor products of features are written for degrees 0 to 3."""
+    return not isinstance(module, TensorProductConvolution) or len(module.couplings) <= 4

@@ -24,13 +24,14 @@ int64_t intervals(const Tensor& x, const Tensor& table, int degree) {
   return table.size(0) - degree;
 }
 
-// The interval of x, and the uniform B-splines that do not vanish there (recurrence of Cox and de Boor).
+// The interval of x, and the uniform B-splines that do not vanish there (recurrence of Cox and de Boor). Beyond the last
+// interval, where a cutoff has made all of them zero, they stay what they are at its end.
 template <int degree, typename T> struct Place {
   int64_t k;
   std::array<T, degree + 1> b;
 
   Place(T x, double first, double step, int64_t intervals) {
-    const double t = (static_cast<double>(x) - first) / step;
+    const double t = std::min((static_cast<double>(x) - first) / step, static_cast<double>(intervals));
     k = std::clamp<int64_t>(static_cast<int64_t>(std::floor(t)), 0, intervals - 1);
     const double u = t - k;
     double pieces[degree + 1] = {1.0};

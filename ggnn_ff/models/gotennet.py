@@ -50,9 +50,11 @@ def weighted_softmax(scores: Tensor, weights: Tensor, centre: Tensor, n_atoms: i
         n_atoms: N.
     """
     index = centre.unsqueeze(1).expand_as(scores)
+    counted = scores.detach().masked_fill(weights.detach() == 0.0, -1e30)  # else all that count could underflow
     largest = scores.detach().new_zeros([n_atoms, scores.shape[1]])
-    largest = largest.scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
-    exponentials = weights * torch.exp(scores - largest[centre])  # the same function whatever is subtracted
+    largest = largest.scatter_reduce(0, index, counted, "amax", include_self=False)
+    # The same function whatever is subtracted. The bound concerns edges without weight only.
+    exponentials = weights * torch.exp((scores - largest[centre]).clamp(max=0.0))
     sums = exponentials.new_zeros([n_atoms, scores.shape[1]]).index_add(0, centre, exponentials)
     return exponentials / sums[centre]
 

@@ -86,10 +86,9 @@ class KeepCheckpoints(Checkpoint):
         self.validated = False
         loss = float(trainer.callback_metrics["valid_loss"])
         if not math.isfinite(loss):
-            kept = f". {self.best} holds the best weights so far" if self.best.exists() else ""
             raise InputError(
-                f"the validation loss is {loss} after epoch {trainer.current_epoch}: the training diverged; lower "
-                f"`optimizer.learning_rate` or `optimizer.gradient_clip`{kept}"
+                f"the validation loss is {loss} after epoch {trainer.current_epoch}: the training diverged; train into "
+                "another folder with a lower `optimizer.learning_rate` or `optimizer.gradient_clip`"
             )
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau:
