@@ -20,6 +20,7 @@ from broken_calculators import (
     Curl,
     DirectForces,
     EnergyJump,
+    Exploding,
     Float32,
     ForceJump,
     Half,
@@ -45,11 +46,11 @@ CUTOFF = 3.6  # of calculators that jump there: random lines take pairs of the c
 
 GRADIENT, LOOPS = "forces against energy differences", "work around closed loops"
 STRESS = "stress against energy differences"
-ENERGY_JUMP, FORCE_JUMP = "largest energy jump", "largest force jump"
+ENERGY_JUMP, FORCE_JUMP, LARGEST = "largest energy jump", "largest force jump", "largest force"
 
 REVERSIBILITY, HISTORY = "time reversibility", {"history: energy", "history: forces"}
 PERMUTATION = {"permutation of like atoms: energy", "permutation of like atoms: forces"}
-OF_MOLECULES = {GRADIENT, LOOPS, ENERGY_JUMP, FORCE_JUMP, REVERSIBILITY, *HISTORY, *PERMUTATION}
+OF_MOLECULES = {GRADIENT, LOOPS, ENERGY_JUMP, FORCE_JUMP, LARGEST, REVERSIBILITY, *HISTORY, *PERMUTATION}
 OF_MOLECULES |= {"rotation: energy", "rotation: forces", "reflection: energy", "reflection: forces"}
 OF_MOLECULES |= {"translation: energy", "translation: forces"}
 OF_CRYSTALS = OF_MOLECULES | {STRESS, "lattice translation: energy", "lattice translation: forces"}
@@ -60,6 +61,7 @@ BROKEN_POTENTIALS = {
     "swirl about a fixed axis": (Curl, cluster, {GRADIENT, LOOPS, "rotation: forces", "reflection: forces"}, set()),
     "jump of the energy at the cutoff": (lambda: EnergyJump(CUTOFF), cluster, {ENERGY_JUMP, FORCE_JUMP}, {LOOPS}),
     "jump of the force at the cutoff": (lambda: ForceJump(CUTOFF), cluster, {FORCE_JUMP}, {LOOPS}),
+    "forces that explode where atoms come close": (Exploding, cluster, {LARGEST}, set()),
     "float16 forces": (Half, cluster, {GRADIENT, FORCE_JUMP}, set()),
     "neighbour list that is never rebuilt": (lambda: NeverRebuilt(CUTOFF), cluster, HISTORY | PERMUTATION, set()),
     "stress of the wrong sign": (WrongStressSign, crystal, {STRESS}, set()),

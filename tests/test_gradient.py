@@ -95,10 +95,11 @@ def test_forces_in_a_crystal_are_the_gradient_to_rounding():
 
 
 def test_smooth_potential_has_no_jumps():
-    energy, force = continuity_verdicts(with_calculator(cluster(), Morse()), n_lines=4)
+    energy, force, largest = continuity_verdicts(with_calculator(cluster(), Morse()), n_lines=4)
     assert energy.passed
     assert force.passed
     assert max(energy.value, force.value) < 1e-9
+    assert largest.passed
 
 
 @pytest.mark.parametrize("calculator", [Float32, Unconverged])
@@ -106,7 +107,7 @@ def test_noise_makes_no_right_potential_fail(calculator):
     atoms = with_calculator(cluster(), calculator())
     verdicts = [gradient_verdict(atoms), loop_verdict(atoms), *continuity_verdicts(atoms, n_lines=1)]
     assert all(verdict.passed is not False for verdict in verdicts)
-    assert [verdict.passed for verdict in verdicts[1:]] == [True, True, True]
+    assert [verdict.passed for verdict in verdicts[1:]] == [True, True, True, True]
     assert stress_verdict(with_calculator(crystal(), calculator())).passed is not False
 
 
@@ -132,7 +133,7 @@ def test_extended_tight_binding_passes():
     atoms.set_momenta(widths * np.random.default_rng(0).standard_normal((9, 3)))
     totals = total_energies(atoms, [1.0, 0.5, 0.25], 40.0)
     exponent, drift = scaling_verdicts(time_step_scaling([1.0, 0.5, 0.25], totals, 40.0, 9))
-    assert len(verdicts) == 13
+    assert len(verdicts) == 14
     assert [verdict.name for verdict in [*verdicts, exponent] if not verdict.passed] == []
     assert drift.passed is not False  # 40 fs are too short to tell
 
@@ -151,7 +152,7 @@ def test_forces_of_another_energy_do_no_work_around_loops_but_are_caught():
 def test_jump_has_its_size():
     """Two atoms on a line through the cutoff: the pair energy there."""
     atoms = with_calculator(Atoms("Li2", [[0, 0, 0], [0, 0, CUTOFF]]), EnergyJump(CUTOFF))
-    energy, _ = continuity_verdicts(atoms, n_lines=4)
+    energy, _, _ = continuity_verdicts(atoms, n_lines=4)
     jump = float(energy.explanation.split()[1])
     assert jump == pytest.approx(0.75 * abs(atoms.calc.pair(CUTOFF)), rel=1e-2)
 
@@ -260,7 +261,7 @@ def test_stress_that_cannot_be_is_not_judged():
 def test_atoms_without_forces_are_not_judged():
     atoms = with_calculator(Atoms("H", positions=np.zeros((1, 3))), Quadratic(3, symmetric=0.0))
     verdicts = [gradient_verdict(atoms), loop_verdict(atoms), *continuity_verdicts(atoms)]
-    assert [(verdict.value, verdict.passed) for verdict in verdicts] == 4 * [(None, None)]
+    assert [(verdict.value, verdict.passed) for verdict in verdicts] == [*4 * [(None, None)], (0.0, True)]
 
 
 def test_constraints_are_left_out_and_atoms_stay():

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from ggnn_ff.errors import InputError
-from ggnn_ff.stability.smoothness import Surface, calculator_surface, largest_jumps, random_lines
+from ggnn_ff.stability.smoothness import CLOSEST, Surface, calculator_surface, largest_jumps, random_lines
 from ggnn_ff.stability.verdict import Verdict
 
 DISTORTION: float = 0.05
@@ -31,6 +31,10 @@ of self-consistent fields, far below forces that are predicted directly."""
 JUMP_THRESHOLD: float = 5e-4
 """Jump over the root mean square force, of a force component, or of the energy per angstrom. Chosen here: float32 stays
 below, the spacing of half precision, 2^-11 to 2^-10 of each component, reaches it."""
+
+LARGEST_FORCE: float = 200.0
+"""eV/angstrom, at ends of random lines, where neighbours keep `CLOSEST` of their distance. Chosen here: twice what the
+two atoms of N2, one of the stiffest bonds, feel there; a network that has seen no such frames may give any number."""
 
 STRESS_THRESHOLD: float = 1e-3
 """|stress - dE/dstrain / V| / |stress|. Chosen here: ten times that of the forces, since the terms of a stress cancel;
@@ -202,7 +206,9 @@ def loop_verdict(atoms: Atoms, n_loops: int = 8, n_points: int = 32, seed: int =
 
 
 def continuity_verdicts(atoms: Atoms, n_lines: int = 8, step: float = 0.01, seed: int = 0) -> list[Verdict]:
-    """Largest jumps of energy and forces along random lines near the structure, by `smoothness.largest_jumps`.
+    """Largest jumps of energy and forces along random lines near the structure, and the largest force there.
+
+    The jumps are found by `smoothness.largest_jumps`.
 
     Args:
         atoms: with its calculator.
@@ -211,24 +217,32 @@ def continuity_verdicts(atoms: Atoms, n_lines: int = 8, step: float = 0.01, seed
         seed: of the lines.
 
     Returns:
-        Two verdicts, relative to the root mean square of the force components at the ends of the lines.
+        Three verdicts; jumps are relative to the root mean square of the force components at the ends of the lines.
 
     Raises:
         InputError: there is no calculator, or energies or forces are not finite.
     """
     surface = calculator_surface(unconstrained(atoms))
     lines = random_lines(atoms.positions, n_lines, seed=seed)
-    size = float(np.sqrt(np.mean(surface(lines[:, 0])[1] ** 2)))
+    forces = surface(lines[:, 0])[1]
+    size, largest = float(np.sqrt(np.mean(forces**2))), float(np.linalg.norm(forces, axis=-1).max())
+    text = (
+        f"on an atom, of {n_lines} random distortions in which neighbours keep {CLOSEST:g} of their distance; more "
+        "means that the potential extrapolates there; threshold chosen here: twice that of N2 at such a distance"
+    )
+    of_size = Verdict("largest force", largest, "eV/angstrom", LARGEST_FORCE, largest <= LARGEST_FORCE, text)
     if size == 0.0:
-        return [_not_measured(f"largest {kind} jump", JUMP_THRESHOLD, "no forces") for kind in ("energy", "force")]
-    jumps, noise = largest_jumps(surface, lines, step, looks=n_lines), energy_noise(surface, atoms.positions, seed)
+        jumps = [_not_measured(f"largest {kind} jump", JUMP_THRESHOLD, "no forces") for kind in ("energy", "force")]
+        return [*jumps, of_size]
+    found, noise = largest_jumps(surface, lines, step, looks=n_lines), energy_noise(surface, atoms.positions, seed)
     text = f"of {{:.2e}} eV{{}} on {n_lines} random lines, over the root mean square force of {size:.3g} eV/angstrom"
     error, origin = _NOISE_OF_A_JUMP * noise / size, "; threshold chosen here: the spacing of half precision"
-    of_energy = text.format(jumps.energy, "") + " times 1 angstrom" + origin
-    of_forces = text.format(jumps.forces, "/angstrom") + origin
+    of_energy = text.format(found.energy, "") + " times 1 angstrom" + origin
+    of_forces = text.format(found.forces, "/angstrom") + origin
     return [
-        judge("largest energy jump", jumps.energy / size, error, JUMP_THRESHOLD, of_energy),
-        judge("largest force jump", jumps.forces / size, 0.0, JUMP_THRESHOLD, of_forces),
+        judge("largest energy jump", found.energy / size, error, JUMP_THRESHOLD, of_energy),
+        judge("largest force jump", found.forces / size, 0.0, JUMP_THRESHOLD, of_forces),
+        of_size,
     ]
 
 
