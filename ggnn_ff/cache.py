@@ -10,9 +10,9 @@ import torch
 
 def cache_folder() -> Path:
     """GGNN_FF_CACHE, or `ggnn-ff` in the user's cache folder."""
-    if "GGNN_FF_CACHE" in os.environ:
-        return Path(os.environ["GGNN_FF_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ggnn-ff"
+    if chosen := os.environ.get("GGNN_FF_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "ggnn-ff"
 
 
 def compiler() -> str:

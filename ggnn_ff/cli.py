@@ -194,6 +194,7 @@ def evaluate(
 ) -> None:
     """Measure the errors of a potential on labelled frames; prints JSON."""
     from ggnn_ff.contract import check_elements
+    from ggnn_ff.data.frames import UNKNOWN_LEVEL
     from ggnn_ff.data.readers import read_frames
     from ggnn_ff.export import load_potential
     from ggnn_ff.training.evaluation import evaluate_frames
@@ -201,11 +202,14 @@ def evaluate(
     loaded = load_potential(potential)
     frames = read_frames(data, energy_unit=energy_unit, length_unit=length_unit)
     check_elements(loaded.contract, frames.numbers)
-    there = loaded.contract.training_data
-    if frames.sha256 == there.sha256:
-        tell(f"{data} is the file that {potential} was trained on: these are no errors on other frames")
+    contract = loaded.contract
+    trained_on = {contract.training_data.sha256}
+    if contract.started_from is not None:
+        trained_on.add(contract.started_from.training_data.sha256)
+    if frames.sha256 in trained_on:
+        tell(f"{data} is a file that {potential} was trained on: these are no errors on other frames")
     levels = frames.level_of_theory, loaded.contract.level_of_theory
-    if "unknown" not in levels and levels[0] != levels[1]:
+    if UNKNOWN_LEVEL not in levels and levels[0] != levels[1]:
         tell(f"{data} is of {levels[0]}, {potential} of {levels[1]}: this is what the methods differ by as well")
     errors = evaluate_frames(loaded.module, frames, loaded.contract.cutoff).errors(frames)
     print(errors.model_dump_json(indent=1))

@@ -96,7 +96,7 @@ class DomainCheck:
         centres, neighbours, vectors, lengths = _edges(structure, self.neighbors)
         distance = self._strangest(centres, neighbours, lengths)
         n_atoms = len(self.kinds)
-        first = turn * MOST_JUDGED % n_atoms if n_atoms > MOST_JUDGED else 0
+        first = turn % -(-n_atoms // MOST_JUDGED) * MOST_JUDGED
         last = min(first + MOST_JUDGED, n_atoms)
         edges = slice(*np.searchsorted(centres, [first, last]))  # they are sorted by centre
         kinds = self.kinds[neighbours[edges]]

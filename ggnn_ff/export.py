@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,9 +105,16 @@ def _predict(module: nn.Module, structure: Structure, neighbors: Neighbors, devi
 def write_potential(folder: Path, potential: Potential, contract: Contract) -> None:
     """Writes the durable form: `weights.safetensors` and `potential.json`.
 
+    A certification stays where `folder` holds the same potential already.
+
     Raises:
         OSError: the disk is full or not writable; older files are unchanged.
     """
+    if contract.certification is None and (folder / CONTRACT).exists():
+        with suppress(InputError):  # damaged
+            before = parse_contract((folder / CONTRACT).read_bytes(), folder / CONTRACT)
+            if before.identity == contract.identity:
+                contract = contract.model_copy(update={"certification": before.certification})
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
     content = {WEIGHTS: save(weights), CONTRACT: (contract.to_json() + "\n").encode()}
     write_together({folder / name: holding(data) for name, data in content.items()})

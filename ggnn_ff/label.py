@@ -77,6 +77,9 @@ def label(
         **({} if length_unit is None else {"length_unit": length_unit}),  # of what the engine is given
     }
     _check_structures(structures, adding)
+    if difference:  # labelled frames do not say what a comment line says of the charge
+        files = [path for path in paths if not zipfile.is_zipfile(path)]
+        _check_structures([atoms for path in files for atoms in read_structures(path)], adding)
     journal = Journal(unfinished, settings)
     try:
         with one_thread():

@@ -359,6 +359,7 @@ def test_rows_must_divide_frames():
         ({"timestep": float("nan")}, "`timestep`"),
         ({"ensemble": "npt"}, "'nve', 'langevin' or 'nose-hoover'"),
         ({"ensemble": "nose-hoover"}, "give --replicas"),
+        ({"ensemble": "nose-hoover", "temperature": 0.0}, "above 0 K"),
         ({"ensemble": "langevin", "temperature": None}, "`temperature` must be given for a langevin run"),
     ],
 )

@@ -187,7 +187,7 @@ def test_large_systems_take_turns(described, frames, monkeypatch):
     whole = novelty(described, atoms)
     monkeypatch.setattr(domain, "MOST_JUDGED", 4)
     check, seen = DomainCheck(described, atoms.numbers), np.full(9, np.nan)
-    for turn in range(9):
+    for turn in (0, 1, 2):  # as few as can be
         findings = check.look(from_atoms(atoms), turn)
         assert len(findings.novelty) <= 4
         np.testing.assert_allclose(findings.novelty, whole[findings.judged], rtol=1e-12)

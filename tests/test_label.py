@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
 from typer.testing import CliRunner
@@ -93,6 +95,16 @@ def test_charges_and_unpaired_electrons_stay_with_the_frames(tmp_path: Path):
     assert kept.get_initial_magnetic_moments().tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+def labelled_ion(folder: Path, ion: Atoms) -> Path:
+    """Ethanol and `ion`, with labels."""
+    frames = []
+    for atoms in (find_structure("ethanol"), ion.copy()):
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)))
+        frames.append(atoms)
+    write(folder / "ion.xyz", frames)
+    return folder / "ion.xyz"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "column"), [("charge", 1, "initial_charges"), ("spin", 3, "initial_magmoms")]
 )
@@ -104,6 +116,8 @@ def test_a_charge_that_the_atoms_do_not_have_is_not_ignored(tmp_path: Path, name
         InputError, match=rf"frame 1 of all: .* says {name}={value}, but its atoms .* the column {column}"
     ):
         label([tmp_path / "ion.xyz"], tmp_path / "new.xyz")
+    with pytest.raises(InputError, match=f"frame 1 of all: .* says {name}={value}"):
+        label([labelled_ion(tmp_path, atoms)], tmp_path / "new.xyz", difference=True)
     assert [path.name for path in tmp_path.iterdir()] == ["ion.xyz"]  # no journal: mended, the call begins anew
     atoms.set_initial_charges([1.0] + [0.0] * 8)
     atoms.set_initial_magnetic_moments([2.0] + [0.0] * 8)

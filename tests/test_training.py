@@ -23,13 +23,13 @@ from killed import fit_killed_at_checkpoint, fit_killed_before_export, fit_kille
 from safetensors.torch import load_file
 from spring_molecule import labelled_frames, write_frames
 
-from ggnn_ff.contract import parse_contract
+from ggnn_ff.contract import Certification, parse_contract
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.splits import random_split
 from ggnn_ff.data.write import write_extxyz, write_md17_npz
 from ggnn_ff.domain import NOVELTY_MARGIN, DomainCheck
-from ggnn_ff.errors import InputError
-from ggnn_ff.export import export_torchscript, load_potential
+from ggnn_ff.errors import InputError, tell
+from ggnn_ff.export import export_torchscript, load_potential, write_certification
 from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import from_atoms
@@ -223,6 +223,16 @@ def test_frames_with_an_element_that_does_not_train_are_refused(tmp_path, data, 
         load_split(small(data, tmp_path / "run", frames=frames[name]).data)
 
 
+def test_sets_of_two_levels_of_theory_are_refused(tmp_path, data):
+    for name in ("PBE", "GFN2-xTB"):
+        write_extxyz(tmp_path / f"{name}.xyz", replace(labelled_frames(20, seed=len(name)), level_of_theory=name))
+    frames = {"n_train": None, "n_valid": 3, "n_test": None, "test": str(tmp_path / "GFN2-xTB.xyz")}
+    config = small(tmp_path / "PBE.xyz", tmp_path / "run", frames=frames)
+    with pytest.raises(InputError, match="one level of theory, got GFN2-xTB and PBE"):
+        load_split(config.data)
+    assert len(load_split(config.data.model_copy(update={"level_of_theory": "PBE"})).test) == 20
+
+
 def test_a_cutoff_that_reaches_no_atom_is_refused_before_training(tmp_path, data):
     config = small(data, tmp_path / "run")
     config = config.model_copy(update={"model": config.model.model_copy(update={"cutoff": 0.5})})
@@ -388,8 +398,10 @@ def test_training_may_start_from_another_potential(trained, tmp_path, form):
     assert errors.forces_mae_mev_per_angstrom == pytest.approx(expected.forces_mae_mev_per_angstrom, rel=0.02)
 
 
-def test_contract_states_what_the_training_started_from(trained, tmp_path):
+def test_contract_states_what_the_training_started_from(trained, tmp_path, capfd):
+    tell.cache_clear()
     contract = load_potential(train(starting_from(trained, tmp_path / "run"))).contract
+    assert "from which those that test are taken too" in capfd.readouterr().err
     start = load_potential(trained.output).contract
     assert start.started_from is None
     assert contract.started_from.identity == start.identity
@@ -806,9 +818,12 @@ def test_a_finished_training_run_again_is_the_same(tmp_path, data, unbroken):
     copy = tmp_path / "run"
     config = small(data, copy)
     train(config)
+    certified = Certification(date="2026-01-01", package_version="1", structure="C2H6O", passed=True, figures=[])
+    write_certification(copy, certified)
     before = (copy / "potential.json").read_bytes()
     train(config)
     assert (copy / "potential.json").read_bytes() == before
+    assert load_potential(copy).contract.certification == certified
     assert_same_weights(unbroken, copy)
 
 

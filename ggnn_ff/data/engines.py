@@ -2,8 +2,9 @@
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 
 from ase import Atoms
@@ -91,7 +92,7 @@ def check_electrons(atoms: Atoms) -> None:
 def one_thread() -> Iterator[None]:
     """Lets OpenMP regions entered from this thread run on one thread.
 
-    With several, tblite adds numbers in an order that changes from run to run, and trajectories from the same
+    With several, engines add numbers in an order that changes from run to run, and trajectories from the same
     seed part. For small molecules one thread is also the fastest.
 
     Raises:
@@ -110,6 +111,16 @@ def one_thread() -> Iterator[None]:
     before = openmp.omp_get_max_threads()
     openmp.omp_set_num_threads(1)
     try:
-        yield
+        with _pyscf_on_one_thread():
+            yield
     finally:
         openmp.omp_set_num_threads(before)
+
+
+def _pyscf_on_one_thread() -> AbstractContextManager[object]:
+    """PySCF, where it has been imported, brings an OpenMP library of its own."""
+    if "pyscf" not in sys.modules:
+        return nullcontext()
+    from pyscf import lib
+
+    return lib.with_omp_threads(1)

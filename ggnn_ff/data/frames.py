@@ -9,6 +9,9 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 
+UNKNOWN_LEVEL = "unknown"
+"""The level of theory of files that do not say."""
+
 
 @dataclass(frozen=True)
 class LabelledFrames:
@@ -41,7 +44,7 @@ class LabelledFrames:
     magnetic_moments: np.ndarray | None = None
     source: str = ""
     sha256: str = ""
-    level_of_theory: str = "unknown"
+    level_of_theory: str = UNKNOWN_LEVEL
 
     def __len__(self) -> int:
         return len(self.n_atoms)

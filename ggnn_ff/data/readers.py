@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_extxyz
 
-from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.frames import UNKNOWN_LEVEL, LabelledFrames
 from ggnn_ff.data.npz_layouts import RawFrames, read_npz
 from ggnn_ff.data.plausibility import question_units
 from ggnn_ff.errors import InputError, nearest
@@ -149,7 +149,7 @@ def _from_arrays(raw: RawFrames) -> LabelledFrames:
         magnetic_moments=None
         if raw.magnetic_moments is None
         else np.tile(raw.magnetic_moments.astype(np.float64), n_frames),
-        level_of_theory=raw.theory or "unknown",
+        level_of_theory=raw.theory or UNKNOWN_LEVEL,
     )
 
 
@@ -186,7 +186,7 @@ def _from_atoms(structures: list[Atoms], path: Path) -> LabelledFrames:
         energy=np.array(energies),
         cell=cell * np.any(pbc, axis=1, keepdims=True)[:, :, None],
         pbc=pbc,
-        level_of_theory=theories.pop() if theories else "unknown",
+        level_of_theory=theories.pop() if theories else UNKNOWN_LEVEL,
     ).with_electrons_of(structures)
 
 

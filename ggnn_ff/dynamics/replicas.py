@@ -173,6 +173,7 @@ class Batch:
                 p = p + 0.5 * dt * f
                 if settings.ensemble == "nose-hoover":
                     p = nose_hoover_half_step(p, *bath)
+            _refuse(active, np.asarray(np.isfinite(p).all(axis=(1, 2))))
         except BrokenReplicasError:
             for k, state in zip(active, random, strict=True):
                 self.random[k].bit_generator.state = state

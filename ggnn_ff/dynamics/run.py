@@ -113,15 +113,15 @@ def run_md(
                 ns_per_day = rate * settings.timestep * 86400e-6
                 bar.update(task, completed=step, description=f"{rate:.0f} steps/s, {ns_per_day:.2f} ns/day")
         files.checkpoint(step, integrator, force=True)
+        if durations:
+            files.milliseconds_per_step = 1e3 * float(np.median(durations))
+        files.status(step, COMPLETE)
     except UnstableDynamics as error:
         guard.write_last_good()
         files.status(step, f"{STOPPED}{error}")
         raise
     finally:
         files.close()
-    if durations:
-        files.milliseconds_per_step = 1e3 * float(np.median(durations))
-    files.status(step, COMPLETE)
     return MDResult(folder, step, files.milliseconds_per_step)
 
 

@@ -44,6 +44,8 @@ def make_settings(**values: Any) -> MDSettings:
         )
     if settings.ensemble != "nve" and settings.temperature is None:
         raise InputError(f"`temperature` must be given for a {settings.ensemble} run, got none")
+    if settings.ensemble == "nose-hoover" and settings.temperature == 0.0:
+        raise InputError("`temperature` must be above 0 K for a nose-hoover run, got 0; langevin can be at 0 K")
     if settings.ensemble == "nose-hoover" and settings.host != "batched":
         raise InputError(
             f"`ensemble` must be nve or langevin on host {settings.host!r}, got nose-hoover; give --replicas"

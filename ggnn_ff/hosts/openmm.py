@@ -208,6 +208,11 @@ def openmm_force(
         module = CompiledOpenMMModule(loaded, elements, chosen, periodic)
     else:
         plain = loaded.module.eager if isinstance(loaded.module, CompiledEnergyForces) else loaded.module
+        if backend == "python" and loaded.device.type != "cpu":
+            raise InputError(
+                f"`potential` must be on the CPU for a PythonForce that is not compiled, got {loaded.device}; load it "
+                "with device='cpu', or compile it"
+            )
         module = OpenMMModule(plain, loaded.contract.cutoff, elements, chosen).eval()
     torch_force = _torch_force_class(backend)
     if torch_force is None:

@@ -1,12 +1,11 @@
 """The attention of the Equivariant Transformer by C++."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.build import load_operators, once
 from ggnn_ff.models.equivariant_transformer import AttentionSum, Filters
 
 
@@ -25,7 +24,7 @@ class FusedAttention(AttentionSum):
         return torch.ops.ggnn_ff_attention.attend(*(one.contiguous() for one in tensors), self.n_heads)
 
 
-@cache
+@once
 def register() -> None:
     """Tells torch how the operator is differentiated, once; there is no second derivative."""
     load_operators("attention")

@@ -3,8 +3,11 @@
 import hashlib
 import subprocess
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import torch
 
@@ -14,8 +17,22 @@ from ggnn_ff.files import write_atomically
 
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 
+_LOCK = RLock()
 
-@cache
+
+def once(function: Callable[..., None]) -> Callable[..., None]:
+    """Calls `function` once for the same arguments, also where several threads ask; the others wait."""
+    cached = cache(function)
+
+    @wraps(function)
+    def locked(*arguments: Any) -> None:
+        with _LOCK:
+            cached(*arguments)
+
+    return locked
+
+
+@once
 def load_operators(name: str) -> None:
     """Registers the operators in `name`.cpp with torch.
 

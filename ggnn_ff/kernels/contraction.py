@@ -1,12 +1,11 @@
 """MACE's symmetric contraction by C++."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.build import load_operators, once
 from ggnn_ff.models.mace import SymmetricContraction
 
 
@@ -28,7 +27,7 @@ class FusedContraction(nn.Module):
         return torch.ops.ggnn_ff_contraction.values(features.contiguous(), coefficients, elements, self.monomials)
 
 
-@cache
+@once
 def register() -> None:
     """Tells torch how the operators are differentiated, twice."""
     load_operators("contraction")

@@ -1,13 +1,12 @@
 """The tensor product convolution of steerable architectures by C++."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ggnn_ff.irreps import HarmonicsToMatrices, TensorProductConvolution
-from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.build import load_operators, once
 
 
 class FusedConvolution(nn.Module):
@@ -73,7 +72,7 @@ def _paths_to(plain: TensorProductConvolution, degree: int) -> list[tuple[int, i
     return found
 
 
-@cache
+@once
 def register() -> None:
     """Tells torch how the operators are differentiated, twice."""
     load_operators("convolution")

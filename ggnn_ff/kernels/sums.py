@@ -1,12 +1,11 @@
 """Sums over edges without atomic additions, which compilers use for several threads: faster, and in a fixed order."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
-from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.build import load_operators, once
 
 aten = torch.ops.aten
 
@@ -47,7 +46,7 @@ def _has_a_row_each(index: Any, source: Any) -> bool:
     return number.ndim == 1 and values.ndim > 0 and str(values.shape[0]) == str(number.shape[0])
 
 
-@cache
+@once
 def register() -> None:
     """Builds the operator, and tells torch its shape."""
     load_operators("sums")

@@ -3,7 +3,6 @@
 Found in the graph of operations of any architecture: the nodes that follow from the edge lengths and constants.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ggnn_ff.kernels.build import load_operators
+from ggnn_ff.kernels.build import load_operators, once
 from ggnn_ff.neighbors import SHORTEST_DISTANCE
 
 LARGEST_ERROR = 1e-8  # of radial functions, over the largest value; slopes, and so forces, are then good to 1e-6
@@ -188,7 +187,7 @@ def _double(value: Any) -> Any:
     return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-@cache
+@once
 def register() -> None:
     """Tells torch the derivative with respect to the lengths; there is no second one."""
     load_operators("spline")

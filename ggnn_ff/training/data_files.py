@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.frames import UNKNOWN_LEVEL, LabelledFrames
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.reference_energies import (
     check_reference_energies,
@@ -42,9 +42,16 @@ def load_split(config: DataConfig) -> Split:
 
     Raises:
         InputError: what cannot be read, by its key, does not say which frames train and which validate, or has
-            elements that do not train.
+            elements that do not train; files of different levels of theory.
     """
     split = _divided(config)
+    sets = [frames for frames in (split.train, split.valid, split.test) if len(frames)]
+    levels = {frames.level_of_theory for frames in sets} - {UNKNOWN_LEVEL}
+    if len(levels) > 1:
+        raise InputError(
+            f"`data`: all files must be of one level of theory, got {' and '.join(sorted(levels))}; errors would be "
+            "differences of methods. Where they are the same by two names, state `data.level_of_theory`"
+        )
     for name, frames in (("validation", split.valid), ("test", split.test)):
         if strange := [symbol for symbol in frames.elements if symbol not in split.train.elements]:
             raise InputError(

@@ -39,7 +39,7 @@ from ggnn_ff.training.evaluation import evaluate_frames
 from ggnn_ff.training.folder import check_folder, claim_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
-from ggnn_ff.training.start import copy_weights, load_start, started_from
+from ggnn_ff.training.start import copy_weights, load_start, started_from, tell_of_shared_frames
 from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
 from ggnn_ff.training.vector import OneVector
 
@@ -67,6 +67,8 @@ def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     _check_cutoff(split.train, config.model.cutoff)
     with torch_state_kept(config.run.seed, config.run.threads), ExitStack() as held:
         start = load_start(config.model, split.train.elements)
+        if start is not None:
+            tell_of_shared_frames(start, split)
         potential, forces_rms = build_potential(config, split.train, start)
         keep = KeepCheckpoints(config.output / "checkpoints")
         trainer = make_trainer(config, keep, progress=progress)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from ggnn_ff.contract import StartedFrom
-from ggnn_ff.errors import InputError
+from ggnn_ff.data.splits import Split
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import LoadedPotential, load_potential
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.config import ModelConfig
@@ -41,6 +42,17 @@ def load_start(config: ModelConfig, elements: list[str]) -> LoadedPotential | No
 def _differences(here: Mapping[str, object], there: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     return {f"`model.hyperparameters.{name}`": (here.get(name), there.get(name)) for name in names}
+
+
+def tell_of_shared_frames(start: LoadedPotential, split: Split) -> None:
+    """Says so where frames that validate or test may be those that the weights come from."""
+    before = start.contract.training_data
+    for name, frames in (("validate", split.valid), ("test", split.test)):
+        if len(frames) and frames.sha256 == before.sha256:
+            tell(
+                f"the potential that training starts from was trained on frames of {before.name}, from which those "
+                f"that {name} are taken too: unless it was not trained on the same, its errors come out too small"
+            )
 
 
 def copy_weights(start: LoadedPotential, potential: Potential) -> None:

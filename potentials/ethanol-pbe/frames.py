@@ -2,7 +2,8 @@
 
     uv run potentials/ethanol-pbe/frames.py choose 500    # runs/ethanol-pbe/chosen-*.xyz, to be labelled; then 650
     uv run potentials/ethanol-pbe/frames.py keep          # the labelled ones as frames.npz beside this file
-    uv run potentials/ethanol-pbe/frames.py merge         # frames.npz and rMD17's as runs/ethanol-pbe/train.xyz
+    uv run potentials/ethanol-pbe/frames.py distort       # runs/ethanol-pbe/distorted.xyz, to be labelled as well
+    uv run potentials/ethanol-pbe/frames.py merge         # all and rMD17's as runs/ethanol-pbe/train.xyz and valid.xyz
 
 Run from the repository root; README.md says what comes before and between.
 """
@@ -14,17 +15,22 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
+from scipy.sparse.csgraph import connected_components
 
+from ggnn_ff.bonds import bonds
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.readers import read_frames
+from ggnn_ff.data.splits import random_split
 from ggnn_ff.data.write import write_extxyz, write_md17_npz
 from ggnn_ff.export import load_potential
+from ggnn_ff.stability.smoothness import CLOSEST, random_lines
 from ggnn_ff.training.evaluation import evaluate_frames
 
 HERE, RUNS = Path(__file__).parent, Path("runs/ethanol-pbe")
 RMD17 = Path("../shared/data/rmd17_ethanol/train.xyz")
 LEVEL = "PBE/def2-SVP"
 ENERGY_OFFSET = -0.77e-3  # eV, rMD17 minus PySCF: mean of 40 training frames, which scatter by 0.08e-3; README.md
+DISTORTED, VALID = 200, 100  # frames
 COMPARED = {name: Path("benchmarks/comparison") / name / "training" for name in ("mace", "gotennet", "gemnet")}
 
 
@@ -88,13 +94,58 @@ def keep() -> None:
     """The labels as they are."""
     files = [read_frames(path) for path in sorted(RUNS.glob("labelled-*.xyz"))]
     write_md17_npz(HERE / "frames.npz", _together(files))
+    if (RUNS / "distorted-labelled.xyz").exists():
+        write_md17_npz(HERE / "distorted.npz", read_frames(RUNS / "distorted-labelled.xyz"))
+
+
+def distort() -> None:
+    """Frames in which atoms are closer than dynamics brings them; a potential that saw none may explode there.
+
+    Half of them are displaced at random, in the others one bond is shortened.
+    """
+    random, (frames, _) = np.random.default_rng(2), _of_dynamics()
+    distorted = []
+    for number, k in enumerate(random.choice(len(frames), DISTORTED, replace=False)):
+        atoms = frames.atoms(k)
+        if number % 2:
+            atoms.positions = random_lines(atoms.positions, 1, random.uniform(0.05, 0.15), seed=number)[0, 0]
+        else:
+            _shorten(atoms, random)
+        distorted.append(Atoms(atoms.numbers, atoms.positions))
+    write(RUNS / "distorted.xyz", distorted)
+
+
+def _shorten(atoms: Atoms, random: np.random.Generator) -> None:
+    """Moves what is on one side of a bond towards the other side."""
+    pairs = bonds(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    first, second = pairs[random.integers(len(pairs))]
+    linked = np.zeros((len(atoms), len(atoms)), dtype=bool)
+    for a, b in pairs:
+        if {a, b} != {first, second}:
+            linked[a, b] = True
+    moved = connected_components(linked, directed=False)[1]
+    vector = atoms.positions[first] - atoms.positions[second]
+    atoms.positions[moved == moved[second]] += (1.0 - random.uniform(CLOSEST, 0.95)) * vector
 
 
 def merge() -> None:
+    """Training and validation frames, the latter of dynamics only; what was validated once is not trained on later."""
+    train, valid = _of_dynamics()
+    write_extxyz(RUNS / "train.xyz", _together([train, _ours("distorted.npz")]))
+    write_extxyz(RUNS / "valid.xyz", valid)
+
+
+def _of_dynamics() -> tuple[LabelledFrames, LabelledFrames]:
+    """Those of rMD17 and ours that train, and that validate."""
+    frames = _together([read_frames(RMD17, level_of_theory=LEVEL), _ours("frames.npz")])
+    train, valid, _ = random_split(len(frames), len(frames) - VALID, VALID, 0, seed=0)
+    return frames.select(train), frames.select(valid)
+
+
+def _ours(name: str) -> LabelledFrames:
     """With the energies of PySCF moved to those of rMD17's program."""
-    ours = read_frames(HERE / "frames.npz", level_of_theory=LEVEL)
-    ours = replace(ours, energy=ours.energy + ENERGY_OFFSET)
-    write_extxyz(RUNS / "train.xyz", _together([read_frames(RMD17, level_of_theory=LEVEL), ours]))
+    frames = read_frames(HERE / name, level_of_theory=LEVEL)
+    return replace(frames, energy=frames.energy + ENERGY_OFFSET)
 
 
 def _together(files: list[LabelledFrames]) -> LabelledFrames:
@@ -108,6 +159,8 @@ if __name__ == "__main__":
             choose(ROUNDS[temperature])
         case ["keep"]:
             keep()
+        case ["distort"]:
+            distort()
         case ["merge"]:
             merge()
         case _:
