@@ -52,15 +52,18 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}")
     except (InputError, UnstableDynamics, ImportError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on")
+    except SystemExit as end:
+        if end.code != INTERRUPTED:  # what typer makes of Ctrl-C
+            raise
+        _fail("interrupted; run the same command again to go on", INTERRUPTED)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
     print(f"ggnn-ff: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
+INTERRUPTED = 130  # exit status, as of shells
 ENGINE = "what labels the frames: gfn2-xtb, or a density functional and a basis set such as PBE/def2-SVP"
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write")]
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from safetensors.torch import save
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggnn_ff.cache import cache_folder, machine, why_not_compile
+from ggnn_ff.contract import Contract
 from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import TOLERANCE, LoadedPotential, evaluate, ready, without_weights
 from ggnn_ff.files import write_atomically
@@ -31,6 +33,7 @@ from ggnn_ff.memory import keep_freed_memory
 from ggnn_ff.neighbors import neighbor_list
 
 EDGES_PER_THREAD = 128  # with so many for each, a package that uses all threads of torch; with fewer they would wait
+FEWEST_EDGES = 4  # of a package; hosts add some that are too long to count
 REVISION = 8  # of the way packages are made; those of another are made anew
 
 
@@ -95,7 +98,7 @@ class CompiledEnergyForces(nn.Module):
         n_structures: int,
     ) -> Prediction:
         """As `EnergyForces.forward`."""
-        if positions.shape[0] < 2 or edge_index.shape[1] < 4:  # sizes that a graph of any size is not made for
+        if positions.shape[0] < 2 or edge_index.shape[1] < FEWEST_EDGES:  # the graph is for more
             return self.eager(positions, numbers, cell, edge_index, shifts, batch, n_structures)
         periodic = any(cell.flatten().tolist())  # quicker than `cell.any()` for a few structures
         offsets = torch.einsum("ea,eab->eb", shifts, cell[batch[edge_index[0]]]) if periodic else shifts  # zeros
@@ -260,7 +263,7 @@ def _has_ordered_sums(loaded: LoadedPotential, threads: int) -> bool:
 
 def traced(eager: EnergyForces, loaded: LoadedPotential, threads: int = 1) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """Energy and gradient as one graph of operations that serves any size, and the arguments it was traced with."""
-    atoms = _copies(loaded.contract.example.atoms(), loaded.contract.cutoff, 1 if threads == 1 else 64)
+    atoms = _copies(_with_edges(loaded.contract), loaded.contract.cutoff, 1 if threads == 1 else 64)
     arguments = tuple(tensor.to(loaded.device) for tensor in core_arguments(atoms, loaded.contract.cutoff))
     energies: nn.Module = AtomicEnergies(with_kernels(eager.potential))
     if _has_tables(loaded):
@@ -278,7 +281,7 @@ def _make(eager: EnergyForces, loaded: LoadedPotential, threads: int, path: Path
     """Compiles the graph of operations and writes the package to `path`."""
     graph, arguments = traced(eager, loaded, threads)
     n_atoms = torch.export.Dim("n_atoms", min=2, max=2**24)
-    n_edges = 2 * torch.export.Dim("n_pairs", min=2, max=2**28)  # both directions of each pair
+    n_edges = 2 * torch.export.Dim("n_pairs", min=FEWEST_EDGES // 2, max=2**28)  # both directions of each pair
     sizes = ({0: n_atoms}, {0: n_atoms}, {1: n_edges}, {0: n_edges})
     options: dict[str, Any] = {"cpp.threads": threads}
     if any(node.target is torch.ops.aten.repeat_interleave.Tensor for node in graph.graph.nodes):  # triplets
@@ -327,6 +330,15 @@ def core_arguments(atoms: Atoms, cutoff: float) -> tuple[Tensor, Tensor, Tensor,
     return structure.positions, structure.numbers, edge_index.contiguous(), shifts @ structure.cell[0]
 
 
+def _with_edges(contract: Contract) -> Atoms:
+    """The example of the contract, or where it is too small for a package, as a diatomic molecule is, four atoms."""
+    example = contract.example.atoms()
+    if core_arguments(_copies(example, contract.cutoff, 1), contract.cutoff)[2].shape[1] >= FEWEST_EDGES:
+        return example
+    symbols = [contract.elements[k % len(contract.elements)] for k in range(4)]
+    return Atoms(symbols, min(1.5, 0.5 * contract.cutoff) * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0.1, 0, 1]]))
+
+
 def _copies(atoms: Atoms, cutoff: float, number: int) -> Atoms:
     """A molecule next to copies of itself, too far away to be seen."""
     many = atoms.copy()
@@ -343,7 +355,7 @@ def _verify(package: Any, eager: EnergyForces, loaded: LoadedPotential) -> None:
     """Raises InputError unless the package agrees with the potential for one, less than one and two molecules."""
     module = CompiledEnergyForces(eager, loaded)
     module.packages = {False: package, True: package}
-    example = loaded.contract.example.atoms()
+    example = _with_edges(loaded.contract)
     structures = [example, _copies(example, loaded.contract.cutoff, 2)]
     if len(example) > 3:
         structures.append(example[:-1])

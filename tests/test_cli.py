@@ -12,7 +12,7 @@ import typer
 from ase.build import molecule
 from typer.testing import CliRunner
 
-from ggnn_ff import cli
+from ggnn_ff import cli, quickstart
 from ggnn_ff.export import export_torchscript
 
 
@@ -31,6 +31,17 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     assert message.startswith("ggnn-ff: error: ")
     assert "Traceback" not in message
     return message
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "run_quickstart", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "quickstart")
+    assert stop.value.code == 130
+    assert "interrupted; run the same command again" in capsys.readouterr().err
 
 
 @pytest.fixture

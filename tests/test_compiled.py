@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_a_compiled_potential_can_be_sent_to_another_process(fast):
     sent = pickle.loads(pickle.dumps(fast))
     assert isinstance(sent.module, CompiledEnergyForces)
     assert_same(sent.evaluate(ethanol()), fast.evaluate(ethanol()))
+
+
+@pytest.mark.parametrize("example", [Atoms("C"), molecule("CO"), Atoms("C", cell=[2, 2, 2], pbc=True)])
+def test_potentials_of_few_atoms_are_traced_with_more(eager, example):
+    contract = SimpleNamespace(example=SimpleNamespace(atoms=lambda: example), elements=["C", "O"], cutoff=4.0)
+    made_up = compiled._with_edges(contract)
+    assert set(made_up.symbols) == {"C", "O"}
+    assert neighbor_list(from_atoms(made_up), 4.0)[0].shape[1] == 12
+    assert compiled._with_edges(eager.contract) == eager.contract.example.atoms()
 
 
 def test_several_threads_give_the_same_digits_each_time(eager, fast):

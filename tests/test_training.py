@@ -40,7 +40,7 @@ from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import LossConfig, TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
-from ggnn_ff.training.evaluation import evaluate_frames
+from ggnn_ff.training.evaluation import evaluate_frames, frames_at_once
 from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.folder import check_folder
 from ggnn_ff.training.module import TrainingModule, energy_forces_loss
@@ -309,6 +309,24 @@ def test_devices_that_do_not_exist_are_named_and_claim_no_folder(tmp_path, data,
 def test_a_gpu_that_is_not_there_is_named(tmp_path, data):
     with pytest.raises(InputError, match=r"`run\.accelerator: cuda` cannot be used"):
         train(small(data, tmp_path / "run", run={"accelerator": "cuda"}))
+
+
+def test_frames_must_be_left_to_train(tmp_path, data):
+    config = small(data, tmp_path / "run", frames={"n_train": None, "n_valid": 10_000, "n_test": None})
+    with pytest.raises(InputError, match="must leave frames that train, got 10000 and 0 of"):
+        load_split(config.data)
+
+
+def test_a_schedule_that_would_raise_the_learning_rate_is_refused(tmp_path, data):
+    with pytest.raises(InputError, match=r"smallest_learning_rate` must be at most"):
+        small(data, tmp_path / "run", learning_rate=1e-7)
+
+
+def test_large_frames_are_evaluated_in_smaller_batches():
+    def frames(n_atoms):
+        return SimpleNamespace(n_atoms=np.array([3, n_atoms]))
+
+    assert [frames_at_once(frames(n)) for n in (9, 192, 12_288)] == [50, 10, 1]
 
 
 def test_validation_frames_must_be_named(tmp_path, data):
@@ -1178,18 +1196,21 @@ def test_interrupted_training_goes_on_with_the_rest_of_its_budget(tmp_path, data
     assert learning_rate(config.output) < 1e-4
 
 
-def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkeypatch, number):
+    before = signal.getsignal(signal.SIGINT)
     config = small(data, tmp_path / "run", epochs=2)
     step = TrainingModule.training_step
 
     def told(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)  # as batch systems do; Lightning ends after this step
+        os.kill(os.getpid(), number)  # as batch systems do, or people; Lightning ends after this step
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", told)
         with pytest.raises(KeyboardInterrupt):
             train(config)
+    assert signal.getsignal(signal.SIGINT) is before
     assert not is_trained(config.output)
     held = lock(config.output)
     with pytest.raises(InputError, match="another process writes to"):

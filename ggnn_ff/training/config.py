@@ -131,6 +131,15 @@ class OptimizerConfig(Section):
     validate_every: int = Field(default=1, ge=1, description="epochs between validations and checkpoints")
 
     @model_validator(mode="after")
+    def _the_learning_rate_falls(self) -> "OptimizerConfig":
+        if self.smallest_learning_rate > self.learning_rate:
+            raise ValueError(
+                "`optimizer.smallest_learning_rate` must be at most `optimizer.learning_rate`, got "
+                f"{self.smallest_learning_rate:g} and {self.learning_rate:g}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_last_epoch_is_validated(self) -> "OptimizerConfig":
         if self.epochs % self.validate_every:
             raise ValueError(

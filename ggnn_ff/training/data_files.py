@@ -78,6 +78,11 @@ def _divided(config: DataConfig) -> Split:
             "`data` must say which frames validate: a file `valid`, a number `n_valid`, or `valid_indices`"
         )
     n_train = config.n_train if config.n_train is not None else len(frames) - n_valid - n_test
+    if config.n_train is None and n_train < 1:
+        raise InputError(
+            f"`data.n_valid` and `data.n_test` must leave frames that train, got {n_valid} and {n_test} of "
+            f"{len(frames)} frames; lower them"
+        )
     drawn = [frames.select(rows) for rows in random_split(len(frames), n_train, n_valid, n_test, config.seed)]
     return Split(drawn[0], valid if valid is not None else drawn[1], test if test is not None else drawn[2])
 

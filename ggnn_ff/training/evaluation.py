@@ -14,6 +14,8 @@ from ggnn_ff.contract import TestErrors
 from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.training.batches import GraphDataset
 
+ATOMS_AT_ONCE = 2000
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -41,9 +43,14 @@ class Evaluation:
         )
 
 
-def evaluate_frames(module: torch.nn.Module, frames: LabelledFrames, cutoff: float, batch_size: int = 50) -> Evaluation:
+def frames_at_once(frames: LabelledFrames) -> int:
+    """How many frames are evaluated in one batch: 50, or as many as large ones leave memory for."""
+    return max(1, min(50, ATOMS_AT_ONCE // int(frames.n_atoms.max(initial=1))))
+
+
+def evaluate_frames(module: torch.nn.Module, frames: LabelledFrames, cutoff: float) -> Evaluation:
     """Runs `module` (`EnergyForces`, eager or scripted, in evaluation mode) over all frames on the CPU."""
-    dataset = GraphDataset(frames, cutoff)
+    dataset, batch_size = GraphDataset(frames, cutoff), frames_at_once(frames)
     energy: list[Tensor] = []
     forces: list[Tensor] = []
     for start in range(0, len(dataset), batch_size):

@@ -1,5 +1,7 @@
 """Training from a configuration to a folder with a potential."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,7 +13,6 @@ import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -35,7 +36,7 @@ from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_
 from ggnn_ff.training.config import TrainingConfig
 from ggnn_ff.training.contract import make_contract
 from ggnn_ff.training.data_files import load_reference_energies, load_split
-from ggnn_ff.training.evaluation import evaluate_frames
+from ggnn_ff.training.evaluation import evaluate_frames, frames_at_once
 from ggnn_ff.training.folder import check_folder, claim_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
@@ -247,12 +248,20 @@ def train(trainer: lightning.Trainer, module: TrainingModule, config: TrainingCo
     valid_set = GraphDataset(split.valid, config.model.cutoff)
     batches = SeededBatches(len(train_set), config.optimizer.batch_size, config.run.seed)
     train_loader: DataLoader[Batch] = DataLoader(train_set, batch_sampler=batches, collate_fn=train_set.collate)  # type: ignore[arg-type]
-    valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=50, collate_fn=valid_set.collate)  # type: ignore[arg-type]
+    at_once = frames_at_once(split.valid)
+    valid_loader: DataLoader[Batch] = DataLoader(valid_set, batch_size=at_once, collate_fn=valid_set.collate)  # type: ignore[arg-type]
     start = last if last.exists() else None
-    with quiet_lightning():
-        try:
-            trainer.fit(module, train_loader, valid_loader, ckpt_path=start, weights_only=True)
-        except SIGTERMException as stop:  # which would end the program as if all were done
-            raise KeyboardInterrupt from stop
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with quiet_lightning(), _interrupts():
+        trainer.fit(module, train_loader, valid_loader, ckpt_path=start, weights_only=True)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raises KeyboardInterrupt where Lightning would end the program, with signals off: after Ctrl-C, and SIGTERM."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from stop
