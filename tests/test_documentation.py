@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -14,19 +15,28 @@ from ggnn_ff.training.config import read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
-COMMANDS = sorted(
-    set(re.findall(r"`(?:uv run )?(ggnn-ff [^`]+)`", README))
-    | set(re.findall(r"^(?:uv run )?(ggnn-ff .+)$", README, re.M))
-)
+PAGES = [ROOT / "README.md", *ROOT.glob("potentials/*/README.md"), *ROOT.glob("benchmarks/*/README.md")]
+
+
+def commands(text: str) -> set[str]:
+    """Those in a line of text, and those on a line of their own."""
+    text = re.sub(r"`([^`\n]+)\n([^`\n]+)`", r"`\1 \2`", text)  # over two lines
+    inline = re.findall(r"`(?:uv run )?(ggnn-ff [^`]+)`", text)
+    return {*inline, *re.findall(r"^ *(?:uv run )?(ggnn-ff [^#\n]+)", text, re.M)}
+
+
+COMMANDS = sorted({line.strip() for page in PAGES for line in commands(page.read_text(encoding="utf8"))})
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_python_blocks_of_the_readme_run(block: str) -> None:
+def test_python_blocks_of_the_readme_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.random.seed(0)  # noqa: NPY002
     exec(compile(block, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_of_the_readme_exist_with_their_options(line: str) -> None:
+def test_commands_of_the_documents_exist_with_their_options(line: str) -> None:
     name, *arguments = shlex.split(line)[1:]
     command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     if arguments:
@@ -34,7 +44,7 @@ def test_commands_of_the_readme_exist_with_their_options(line: str) -> None:
 
 
 def test_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 25
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
