@@ -121,8 +121,8 @@ def label(
     level_of_theory: Annotated[
         str | None, typer.Option(help="of the files' own labels, where they do not say, with --difference")
     ] = None,
-    energy_unit: Annotated[str | None, typer.Option(help="of the files' own labels, with --difference")] = None,
-    length_unit: Annotated[str | None, typer.Option(help="of the files, with --difference")] = None,
+    energy_unit: Annotated[str | None, typer.Option(help="of the files' own labels, with --difference or npz")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="of the files, with --difference or npz")] = None,
 ) -> None:
     """Label frames anew: by an engine, corrected by potentials, or with the difference to it; resumes after a kill."""
     from ggnn_ff.label import label as run

@@ -207,6 +207,11 @@ class Contract(Part):
         elements = info.data.get("elements", [])
         if domain is not None and list(domain.surroundings) != elements:
             raise ValueError(f"describes {list(domain.surroundings)}, not the elements {elements}")
+        if domain is not None:
+            if strange := [pair for pair in domain.distances if not set(pair.split("-")) <= set(elements)]:
+                raise ValueError(f"has distances of {', '.join(strange)}, not of the elements {elements}")
+            if len({len(one.mean.split()) for one in domain.surroundings.values()}) > 1:
+                raise ValueError("describes surroundings of different elements by different numbers of functions")
         return domain
 
     def to_json(self) -> str:

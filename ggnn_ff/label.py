@@ -46,8 +46,8 @@ def label(
         corrections: potentials trained on differences to this engine; the mean of what they say is added.
         difference: the labels in the files minus the engine's, instead.
         level_of_theory: of the labels in the files, where they do not say; for `difference` only.
-        energy_unit: of the labels in the files, as for `read_frames`; for `difference` only.
-        length_unit: of the files, as for `read_frames`; for `difference` only.
+        energy_unit: of the labels in the files, as for `read_frames`; for `difference`, and for npz.
+        length_unit: of the files, as for `read_frames`; for `difference`, and for npz.
         progress: called with the number of frames done and of all, after each.
 
     Returns:
@@ -67,7 +67,9 @@ def label(
     if output.exists() and not unfinished.exists():
         raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
     old = _one_level([read_frames(path, **only) for path in paths]) if difference else []
-    structures = _structures(old) if difference else [atoms for path in paths for atoms in _read(path)]
+    structures = (
+        _structures(old) if difference else [atoms for path in paths for atoms in _read(path, energy_unit, length_unit)]
+    )
     adding, level = _adding(corrections, engine)
     settings: Record = {
         "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
@@ -109,11 +111,12 @@ def _check_arguments(
         raise InputError(
             "`corrections` must be absent with `difference`, which is taken from the engine alone; drop one"
         )
-    for name, value in only.items():
-        if value is not None and not difference:
-            raise InputError(f"`{name}` is of the labels in the files, which are used only with `difference`; drop it")
     if not paths:
         raise InputError("`paths` must name at least one file, got none")
+    have_units = all(zipfile.is_zipfile(path) for path in paths)  # others are read without their labels, in angstrom
+    for name, value in only.items():
+        if value is not None and not difference and (name == "level_of_theory" or not have_units):
+            raise InputError(f"`{name}` is of the labels in the files, which are used only with `difference`; drop it")
 
 
 def _check_structures(structures: Sequence[Atoms], adding: Sequence[GGNNCalculator]) -> None:
@@ -133,8 +136,10 @@ def _one_level(files: list[LabelledFrames]) -> list[LabelledFrames]:
     return files
 
 
-def _read(path: Path) -> list[Atoms]:
-    return _structures([read_frames(path)]) if zipfile.is_zipfile(path) else read_structures(path)
+def _read(path: Path, energy_unit: str | None, length_unit: str | None) -> list[Atoms]:
+    if zipfile.is_zipfile(path):
+        return _structures([read_frames(path, energy_unit=energy_unit, length_unit=length_unit)])
+    return read_structures(path)
 
 
 def _structures(files: list[LabelledFrames]) -> list[Atoms]:

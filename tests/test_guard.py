@@ -235,12 +235,16 @@ def test_description_is_written_into_both_forms(tmp_path, potential_folder, desc
     assert (folder / "potential.json").stat().st_size < 100_000
 
 
-@pytest.mark.parametrize("what", ["elements", "row", "number", "descriptor"])
+@pytest.mark.parametrize("what", ["elements", "pair", "row", "number", "functions", "descriptor"])
 def test_description_that_does_not_fit_is_refused(potential, what):
     content = json.loads(potential.contract.to_json())
     surroundings = content["domain"]["surroundings"]
     if what == "elements":
         del surroundings["O"]
+    elif what == "pair":
+        content["domain"]["distances"]["H-S"] = [1.0, 2.0]
+    elif what == "functions":
+        surroundings["O"] = {"mean": "0", "whitening": ["1"]}
     elif what == "row":
         surroundings["O"]["whitening"].pop()
     elif what == "number":

@@ -67,7 +67,15 @@ def test_an_npz_of_the_md17_family_is_labelled_anew(tmp_path: Path):
     label([_structures(tmp_path / "frames.xyz", 2)], tmp_path / "new.xyz")
     write_md17_npz(tmp_path / "new.npz", read_frames(tmp_path / "new.xyz"))
     again = label([tmp_path / "new.npz"], tmp_path / "again.xyz")
-    np.testing.assert_allclose(again.energy, read_frames(tmp_path / "new.xyz").energy, rtol=0, atol=1e-6)
+    expected = read_frames(tmp_path / "new.xyz")
+    np.testing.assert_allclose(again.energy, expected.energy, rtol=0, atol=1e-6)
+    arrays = {"R": expected.positions.reshape(2, -1, 3), "z": expected.numbers[:9]}
+    labels = {"E": expected.energy, "F": expected.forces.reshape(2, -1, 3)}  # in eV, which it does not say
+    np.savez(tmp_path / "ev.npz", **arrays, **labels)
+    in_ev = label([tmp_path / "ev.npz"], tmp_path / "ev.xyz", energy_unit="eV")
+    np.testing.assert_allclose(in_ev.energy, expected.energy, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="`energy_unit` is of the labels"):
+        label([tmp_path / "new.xyz"], tmp_path / "other.xyz", energy_unit="eV")
 
 
 def test_constraints_take_nothing_from_the_forces(tmp_path: Path):
