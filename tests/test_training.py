@@ -922,6 +922,14 @@ def test_a_run_on_data_that_changed_is_refused(tmp_path):
     train(config)
 
 
+def test_a_run_goes_on_where_its_data_has_moved(tmp_path, data, unbroken):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    moved = Path(shutil.copy(data, tmp_path / "moved.npz"))
+    train(small(moved, folder))
+    assert_same_weights(unbroken, folder)
+    assert "moved.npz" in (folder / "config.yaml").read_text()
+
+
 def test_a_run_of_an_older_version_without_a_record_of_its_data_goes_on(tmp_path, data, unbroken):
     folder = shutil.copytree(unbroken, tmp_path / "run")
     (folder / "data.json").unlink()

@@ -1,6 +1,7 @@
 """The folder of a training: which configuration and data it was made with, so that only the same goes on in it."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def check_folder(config: TrainingConfig) -> dict[Path, bytes]:
     if config.model.start_from is not None:
         hashes["model.start_from"] = load_potential(config.model.start_from).contract.identity
     if (folder / CONFIG).exists():
-        _check_same_settings(_read(folder / CONFIG), settings, folder)
+        known = hashes if (folder / DATA).exists() else {}  # by what is in them: their folder may have moved
+        _check_same_settings(_read(folder / CONFIG), settings, folder, known)
     if (folder / DATA).exists():
         _check_same_data(_read(folder / DATA), hashes, config)
     return {
@@ -65,10 +67,11 @@ def _damaged(path: Path) -> InputError:
     )
 
 
-def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path, files: Collection[str]) -> None:
     defaults = TrainingConfig(output=folder, data=DataConfig(train=folder)).model_dump(mode="json")
     old, new = {**_flat(defaults), **_flat(before)}, _flat(now)  # an older version did not know every key
     names = [name for name in {**old, **new} if name not in _MAY_CHANGE and old.get(name) != new.get(name)]
+    names = [name for name in names if name not in files or old.get(name) is None]
     if names:
         differences = ", ".join(f"`{name}` was {old.get(name)} and is now {new.get(name)}" for name in names)
         raise InputError(
