@@ -84,5 +84,5 @@ def check_reference_energies(energies: dict[int, float], frames: LabelledFrames)
         raise InputError(
             "`reference_energies` must have every element of the data, got none for "
             f"{', '.join(chemical_symbols[number] for number in missing)}; add an isolated atom of each, or "
-            "fit them with least squares"
+            "leave all of them out, and they are fitted by least squares"
         )

@@ -97,7 +97,7 @@ def load_reference_energies(config: DataConfig, frames: LabelledFrames) -> dict[
         return least_squares_reference_energies(frames)
     with _named("isolated_atoms"):
         energies = reference_energies_from_atoms(config.isolated_atoms, energy_unit=config.energy_unit or "eV")
-    check_reference_energies(energies, frames)
+        check_reference_energies(energies, frames)
     return energies
 
 
@@ -148,7 +148,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        message = str(error).replace("`path`", f"`data.{name}`")
+        message = str(error).replace("`path`", f"`data.{name}`").replace("`reference_energies`", f"`data.{name}`")
         for unit in ("energy_unit", "length_unit"):
             message = message.replace(f"`{unit}`", f"`data.{unit}`")
         raise InputError(message) from error
