@@ -99,6 +99,7 @@ def test_each_architecture_has_a_row_with_all_figures(compared, settings):
         assert {j.lines for j in row.jumps} == {"random lines", "cutoff crossings", "neighbour swaps"}
         assert row.energy_jump <= NEGLIGIBLE
         assert row.forces_jump <= NEGLIGIBLE
+        assert 0.1 < row.largest_force < 1e3
         assert row.curve[-1].minutes >= SECONDS / 60
         assert row.epochs == row.curve[-1].epoch + 1 >= len(row.curve) > 1
         if row.nve.stopped is None:
@@ -173,6 +174,16 @@ def test_simulation_that_broke_is_not_run_again(compared, tmp_path):
     stamp = (tmp_path / "hot" / "run.json").stat().st_mtime_ns
     assert measure_dynamics(potential, start, tmp_path, hot, 0, print) == first
     assert (tmp_path / "hot" / "run.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(("largest", "jump"), [(None, "1.0e+10"), (1e15, "1.0e+10"), (1e24, "none")])
+def test_rounding_of_enormous_forces_is_no_jump(compared, largest, jump):
+    row = rows(compared)[0]
+    update = {"forces_ev_per_angstrom": 1e10, "largest_force_ev_per_angstrom": largest}
+    row = row.model_copy(update={"jumps": [row.jumps[0].model_copy(update=update)]})
+    named = dict(zip(header([row], TINY), cells(row, TINY), strict=True))
+    assert named["force jump (eV/Å)"] == jump
+    assert named["largest force there (eV/Å)"] == ("-" if largest is None else f"{largest:.2g}")
 
 
 def test_what_broke_is_in_table_and_picture(compared):

@@ -67,6 +67,8 @@ def test_smooth_surface_has_no_jumps():
     assert jumps.energy < NEGLIGIBLE
     assert jumps.forces < NEGLIGIBLE
     assert jumps.n_lines == 20
+    ends = springs(random_lines(ETHANOL, 20).reshape(-1, *ETHANOL.shape))[1]
+    assert jumps.largest_force >= np.abs(ends).max() > 1.0
 
 
 def test_random_lines_do_not_crush_bonds():

@@ -69,7 +69,14 @@ def measure_jumps(potential: LoadedPotential, atoms: Atoms, sizes: Sizes) -> lis
     found = []
     for kind, (structure, lines) in kinds.items():
         jumps = largest_jumps(potential_surface(potential, structure), lines, sizes.line_step)
-        found.append(LargestJumps(lines=kind, energy_ev=jumps.energy, forces_ev_per_angstrom=jumps.forces))  # type: ignore[arg-type]
+        found.append(
+            LargestJumps(
+                lines=kind,  # type: ignore[arg-type]
+                energy_ev=jumps.energy,
+                forces_ev_per_angstrom=jumps.forces,
+                largest_force_ev_per_angstrom=jumps.largest_force,
+            )
+        )
     return found
 
 

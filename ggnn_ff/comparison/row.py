@@ -28,6 +28,7 @@ class LargestJumps(Part):
     lines: Literal["random lines", "cutoff crossings", "neighbour swaps"]
     energy_ev: float
     forces_ev_per_angstrom: float
+    largest_force_ev_per_angstrom: float | None = None  # on these lines; rows of older versions have none
 
 
 class Dynamics(Part):
@@ -65,6 +66,12 @@ class Row(Part):
     nve: Dynamics
     hot: Dynamics
     curve: list[CurvePoint]
+
+    @property
+    def largest_force(self) -> float | None:
+        """eV/angstrom, on lines of any kind; enormous where the potential extrapolates to nonsense."""
+        known = [jumps.largest_force_ev_per_angstrom for jumps in self.jumps]
+        return None if None in known else max(size for size in known if size is not None)
 
     @property
     def energy_jump(self) -> float:

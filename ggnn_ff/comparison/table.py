@@ -6,6 +6,8 @@ from ggnn_ff.comparison.row import Dynamics, Row
 from ggnn_ff.comparison.settings import Sizes
 from ggnn_ff.stability.smoothness import NEGLIGIBLE
 
+ROUNDING = 1e-12  # over the largest force: smaller jumps are those of float64
+
 
 def header(rows: Sequence[Row], sizes: Sizes) -> list[str]:
     """Names of the columns, with their units."""
@@ -20,6 +22,7 @@ def header(rows: Sequence[Row], sizes: Sizes) -> list[str]:
         *atoms,
         "energy jump (eV)",
         "force jump (eV/Å)",
+        "largest force there (eV/Å)",
         f"drift, {sizes.nve_temperature:g} K (meV/atom/ps)",
         "fluctuation (meV/atom)",
         f"stable at {sizes.hot_temperature:g} K (ps)",
@@ -36,15 +39,17 @@ def cells(row: Row, sizes: Sizes) -> list[str]:
         f"{row.errors.energy_mae_mev:.2f}",
         f"{row.errors.forces_mae_mev_per_angstrom:.2f}",
         *(f"{speed.step_ms:.2f} ({speed.evaluation_ms:.2f})" for speed in row.speed),
-        _jump(row.energy_jump),
-        _jump(row.forces_jump),
+        _jump(row.energy_jump, row.largest_force),
+        _jump(row.forces_jump, row.largest_force),
+        "-" if row.largest_force is None else f"{row.largest_force:.2g}",
         *_conservation(row.nve),
         f"{row.hot.picoseconds:.2f}" if row.hot.stopped else f"≥ {sizes.hot_ps:g}",
     ]
 
 
-def _jump(size: float) -> str:
-    return "none" if size <= NEGLIGIBLE else f"{size:.1e}"
+def _jump(size: float, largest_force: float | None) -> str:
+    rounding = ROUNDING * (largest_force or 0.0)
+    return "none" if size <= max(NEGLIGIBLE, rounding) else f"{size:.1e}"
 
 
 def _conservation(nve: Dynamics) -> tuple[str, str]:

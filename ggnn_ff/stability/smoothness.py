@@ -41,6 +41,7 @@ class Jumps:
         energy_at: number of the line (from 0) and fraction of it where that of the energy is.
         forces_at: the same for the forces.
         n_lines: how many lines.
+        largest_force: largest component on all lines, eV/angstrom; jumps of 1e-12 of it are rounding.
     """
 
     energy: float
@@ -48,6 +49,7 @@ class Jumps:
     energy_at: tuple[int, float]
     forces_at: tuple[int, float]
     n_lines: int
+    largest_force: float
 
 
 def largest_jumps(surface: Surface, lines: np.ndarray, step: float = 2e-3, looks: int = 20) -> Jumps:
@@ -72,16 +74,19 @@ def largest_jumps(surface: Surface, lines: np.ndarray, step: float = 2e-3, looks
     if not (lengths > 0.0).all():
         raise InputError(f"`lines`: line {int(lengths.argmin())} must end where it does not begin, but nothing moves")
     suspects: tuple[list[_Suspect], list[_Suspect]] = ([], [])
+    largest_force = 0.0
     for number, length in enumerate(lengths):
         grid = np.linspace(0.0, 1.0, max(int(np.ceil(length / step)), 2 * _WINDOW) + 1)
-        for found, values in zip(suspects, _along(surface, lines[number], grid), strict=True):
+        energies_and_forces = _along(surface, lines[number], grid)
+        largest_force = max(largest_force, float(np.abs(energies_and_forces[1]).max()))
+        for found, values in zip(suspects, energies_and_forces, strict=True):
             where, size = _largest_fourth_difference(values)
             found.append(_Suspect(size, number, float(grid[where]), float(grid[1])))
     energy, forces = (
         max(_look_closer(surface, lines[s.line], s, kind, FINEST / lengths[s.line]) for s in _first(found, looks))
         for kind, found in enumerate(suspects)
     )
-    return Jumps(energy[0], forces[0], energy[1:], forces[1:], len(lines))
+    return Jumps(energy[0], forces[0], energy[1:], forces[1:], len(lines), largest_force)
 
 
 @dataclass(frozen=True, order=True)
