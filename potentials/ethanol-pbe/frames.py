@@ -1,5 +1,6 @@
 """The frames of PBE that ethanol-pbe was made from beside those of rMD17: which were labelled, and all in one file.
 
+    uv run potentials/ethanol-pbe/frames.py conformers    # runs/ethanol-pbe/gauche.xyz and trans.xyz, to begin with
     uv run potentials/ethanol-pbe/frames.py choose 500    # runs/ethanol-pbe/chosen-*.xyz, to be labelled; then 650
     uv run potentials/ethanol-pbe/frames.py keep          # the labelled ones as frames.npz beside this file
     uv run potentials/ethanol-pbe/frames.py distort       # runs/ethanol-pbe/distorted.xyz, to be labelled as well
@@ -30,7 +31,7 @@ HERE, RUNS = Path(__file__).parent, Path("runs/ethanol-pbe")
 RMD17 = Path("../shared/data/rmd17_ethanol/train.xyz")
 LEVEL = "PBE/def2-SVP"
 ENERGY_OFFSET = -0.77e-3  # eV, rMD17 minus PySCF: mean of 40 training frames, which scatter by 0.08e-3; README.md
-DISTORTED, VALID = 200, 100  # frames
+OF_DYNAMICS, DISTORTED, VALID = 2600, 200, 100  # frames, the first two of frames.npz
 COMPARED = {name: Path("benchmarks/comparison") / name / "training" for name in ("mace", "gotennet", "gemnet")}
 
 
@@ -63,6 +64,15 @@ ROUNDS = {
 }
 
 
+def conformers() -> None:
+    """The training frames of rMD17 whose dihedral angle H-O-C-C is nearest to that of each conformer."""
+    frames = read(RMD17, index=":")
+    angles = np.array([atoms.get_dihedral(8, 2, 0, 1) for atoms in frames])
+    angles = np.minimum(angles, 360.0 - angles)  # of either hand
+    for name, angle in {"gauche": 62.0, "trans": 178.0}.items():
+        write(RUNS / f"{name}.xyz", frames[int(np.abs(angles - angle).argmin())])
+
+
 def choose(settings: Round) -> None:
     """Frames of the replicas, at random, those more often on which four potentials disagree about forces."""
     random = np.random.default_rng(settings.seed)
@@ -91,11 +101,11 @@ def choose(settings: Round) -> None:
 
 
 def keep() -> None:
-    """The labels as they are."""
-    files = [read_frames(path) for path in sorted(RUNS.glob("labelled-*.xyz"))]
-    write_md17_npz(HERE / "frames.npz", _together(files))
-    if (RUNS / "distorted-labelled.xyz").exists():
-        write_md17_npz(HERE / "distorted.npz", read_frames(RUNS / "distorted-labelled.xyz"))
+    """The labels as they are: those of dynamics, then the distorted ones."""
+    files = [*sorted(RUNS.glob("labelled-*.xyz")), RUNS / "distorted-labelled.xyz"]
+    together = RUNS / "labelled.xyz"  # by themselves, forces of distorted frames look like those of another unit
+    together.write_text("".join(path.read_text(encoding="utf8") for path in files if path.exists()), encoding="utf8")
+    write_md17_npz(HERE / "frames.npz", read_frames(together))
 
 
 def distort() -> None:
@@ -131,20 +141,22 @@ def _shorten(atoms: Atoms, random: np.random.Generator) -> None:
 def merge() -> None:
     """Training and validation frames, the latter of dynamics only; what was validated once is not trained on later."""
     train, valid = _of_dynamics()
-    write_extxyz(RUNS / "train.xyz", _together([train, _ours("distorted.npz")]))
+    ours = _ours()
+    distorted = ours.select(np.arange(OF_DYNAMICS, len(ours)))  # none, before there are any
+    write_extxyz(RUNS / "train.xyz", _together([train, distorted]))
     write_extxyz(RUNS / "valid.xyz", valid)
 
 
 def _of_dynamics() -> tuple[LabelledFrames, LabelledFrames]:
     """Those of rMD17 and ours that train, and that validate."""
-    frames = _together([read_frames(RMD17, level_of_theory=LEVEL), _ours("frames.npz")])
+    frames = _together([read_frames(RMD17, level_of_theory=LEVEL), _ours().select(np.arange(OF_DYNAMICS))])
     train, valid, _ = random_split(len(frames), len(frames) - VALID, VALID, 0, seed=0)
     return frames.select(train), frames.select(valid)
 
 
-def _ours(name: str) -> LabelledFrames:
+def _ours() -> LabelledFrames:
     """With the energies of PySCF moved to those of rMD17's program."""
-    frames = read_frames(HERE / name, level_of_theory=LEVEL)
+    frames = read_frames(HERE / "frames.npz", level_of_theory=LEVEL)
     return replace(frames, energy=frames.energy + ENERGY_OFFSET)
 
 
@@ -155,6 +167,8 @@ def _together(files: list[LabelledFrames]) -> LabelledFrames:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
+        case ["conformers"]:
+            conformers()
         case ["choose", temperature]:
             choose(ROUNDS[temperature])
         case ["keep"]:
