@@ -112,8 +112,8 @@ class SphericalBesselBasis(nn.Module):
         self.register_buffer("coefficients", torch.from_numpy(coefficients), persistent=False)
 
     def forward(self, edge_lengths: Tensor) -> Tensor:
-        """(E,) angstrom, up to the cutoff -> (E, n_spherical, n_radial)."""
-        x = edge_lengths.to(self.coefficients.dtype).unsqueeze(-1) / self.cutoff
+        """(E,) angstrom -> (E, n_spherical, n_radial); beyond the cutoff, where the series would overflow, as there."""
+        x = (edge_lengths.to(self.coefficients.dtype).unsqueeze(-1) / self.cutoff).clamp(max=1.0)
         series = torch.cat([torch.ones_like(x), x], dim=-1)  # T_0, T_1
         for _ in range(self.n_doublings):  # T_{m + n} = 2 T_m T_n - T_{m - n}, for n = 1 ... m at once
             last = series.shape[1] - 1

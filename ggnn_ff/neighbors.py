@@ -95,7 +95,16 @@ def shortest_edges(structure: Structure, cutoff: float, n_edges: int) -> tuple[T
 
     Returns:
         As `neighbor_list`.
+
+    Raises:
+        InputError: there are not so many.
     """
+    n_atoms = len(structure.numbers)
+    if not structure.pbc.any() and n_atoms * (n_atoms - 1) < n_edges:
+        raise InputError(
+            f"`n_edges` must be at most the {n_atoms * (n_atoms - 1)} of a molecule of {n_atoms} atoms, got {n_edges}; "
+            "molecules and crystals do not make batches of one shape: train on them with `run.compile: false`"
+        )
     while (found := neighbor_list(structure, cutoff))[0].shape[1] < n_edges:
         cutoff *= 1.1
     (centres, neighbours), shifts = found

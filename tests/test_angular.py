@@ -162,3 +162,12 @@ def test_powers():
     real, imaginary = torch.jit.script(powers)(numbers.real, numbers.imag, 5)
     expected = torch.from_numpy(numbers.numpy()[:, None] ** np.arange(5))
     assert torch.allclose(torch.complex(real, imaginary), expected, atol=1e-13)
+
+
+def test_basis_stays_finite_beyond_the_cutoff():
+    """Where compiled training has edges that an envelope takes away."""
+    basis = SphericalBesselBasis(5, 4, 5.0)
+    r = torch.tensor([5.0, 21.0, 1000.0], dtype=torch.float64, requires_grad=True)
+    values = basis(r)
+    assert torch.equal(values[1:], values[:1].expand_as(values[1:]))
+    assert torch.autograd.grad(values.sum(), r)[0].isfinite().all()

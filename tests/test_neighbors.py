@@ -263,3 +263,8 @@ def test_shortest_edges_are_those_within_the_cutoff_and_the_next(periodic):
     exactly, exact_shifts = shortest_edges(structure, 2.7, edge_index.shape[1])
     assert torch.equal(exactly, edge_index)
     assert torch.equal(exact_shifts, shifts)
+
+
+def test_more_edges_than_a_molecule_has_are_refused():
+    with pytest.raises(InputError, match="at most the 2 of a molecule of 2 atoms, got 12"):
+        shortest_edges(from_atoms(molecule("CO")), 5.0, 12)
