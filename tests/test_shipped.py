@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
 from conftest import shared_data
 
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.export import TORCHSCRIPT, load_potential, shipped_potentials
+from ggnn_ff.stability.smoothness import random_lines
 from ggnn_ff.training.evaluation import evaluate_frames
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +58,14 @@ def test_errors_on_the_rmd17_test_frames_are_those_that_are_stated(name: str) ->
     forces_limit, energy_limit = LARGEST_ERRORS[name]
     assert errors.forces_mae_mev_per_angstrom <= forces_limit
     assert errors.energy_mae_mev <= energy_limit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forces_of_distorted_structures_are_those_of_molecules(name: str) -> None:
+    atoms, loaded = molecule("CH3CH2OH"), load_potential(name)
+    for positions in random_lines(atoms.positions, 50).reshape(-1, *atoms.positions.shape):
+        forces = loaded.evaluate(Atoms(atoms.numbers, positions)).forces
+        assert float(torch.linalg.vector_norm(forces, dim=1).max()) < 60.0  # eV/angstrom
 
 
 @pytest.mark.parametrize("name", NAMES)

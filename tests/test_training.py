@@ -416,6 +416,18 @@ def test_training_may_start_from_another_potential(trained, tmp_path, form):
     assert errors.forces_mae_mev_per_angstrom == pytest.approx(expected.forces_mae_mev_per_angstrom, rel=0.02)
 
 
+def test_frames_on_which_a_start_explodes_do_not_move_the_shift(trained, tmp_path):
+    config = starting_from(trained, tmp_path / "run")
+    frames = load_split(config.data).train
+    exploding = frames.energy.copy()
+    exploding[3] += 1e6
+    shifts = [
+        build_potential(config, replace(frames, energy=energy), load_start(config.model, frames.elements))[0].shift
+        for energy in (frames.energy, exploding)
+    ]
+    torch.testing.assert_close(*shifts, rtol=0, atol=2e-3)
+
+
 def test_contract_states_what_the_training_started_from(trained, tmp_path, capfd):
     tell.cache_clear()
     contract = load_potential(train(starting_from(trained, tmp_path / "run"))).contract

@@ -44,6 +44,8 @@ from ggnn_ff.training.start import copy_weights, load_start, started_from, tell_
 from ggnn_ff.training.surroundings import quiet_lightning, torch_state_kept
 from ggnn_ff.training.vector import OneVector
 
+OUTLIER = 50.0  # median deviations from the median; none of a normal distribution is as far
+
 
 def fit(config: TrainingConfig, *, progress: bool = True) -> Path:
     """Trains, or goes on with an interrupted training, and writes the potential.
@@ -127,9 +129,13 @@ def _refit_shift(potential: Potential, frames: LabelledFrames) -> None:
     """Adds to the shift the reference energies, by least squares, of what is left of the training energies.
 
     A loss that is mostly about forces learns the constant of the energy late; here it costs one pass over the frames.
+    Frames on which a potential to start from explodes do not count.
     """
     evaluation = evaluate_frames(EnergyForces(potential).eval(), frames, potential.cutoff)
-    remainder = replace(frames, energy=evaluation.reference_energy - evaluation.energy)
+    energy = evaluation.reference_energy - evaluation.energy
+    deviation = np.abs(energy / frames.n_atoms - np.median(energy / frames.n_atoms))
+    kept = np.flatnonzero(deviation <= OUTLIER * np.median(deviation))
+    remainder = replace(frames, energy=energy).select(kept)
     for number, energy in least_squares_reference_energies(remainder).items():
         potential.shift[number] += energy
 
