@@ -68,7 +68,7 @@ def compare(
             console.print(f"[{number}/{len(models)}] {model}", markup=False)
             try:
                 _make_row(settings, model, where, console, sizes)
-            except (InputError, RuntimeError) as error:  # of this architecture; the others go on
+            except (InputError, RuntimeError, ArithmeticError) as error:  # of this architecture; the others go on
                 failures[model] = f"{type(error).__name__}: {error}"
                 console.print(f"{model} failed: {error}", markup=False, soft_wrap=True)
         _write_results(settings, failures, folder, sizes)
