@@ -1216,9 +1216,17 @@ def test_interrupted_training_goes_on_with_the_rest_of_its_budget(tmp_path, data
     assert learning_rate(config.output) < 1e-4
 
 
+@pytest.fixture
+def heeding_interrupts():
+    """A program in the background of a shell has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("heeding_interrupts")
 def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkeypatch, number):
-    before = signal.getsignal(signal.SIGINT)
     config = small(data, tmp_path / "run", epochs=2)
     step = TrainingModule.training_step
 
@@ -1230,7 +1238,7 @@ def test_training_that_is_told_to_end_says_so_and_goes_on(tmp_path, data, monkey
         patch.setattr(TrainingModule, "training_step", told)
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not is_trained(config.output)
     held = lock(config.output)
     with pytest.raises(InputError, match="another process writes to"):
