@@ -76,6 +76,20 @@ def assert_answer(context, energy: float, forces: np.ndarray) -> None:
     np.testing.assert_allclose(got_forces, forces, rtol=0, atol=1e-9)
 
 
+def assert_answers_follow_the_box(context, atoms: Atoms, reference: LoadedPotential) -> None:
+    """Those of `reference`, while the cell of `atoms` and all positions in it are stretched and pressed together."""
+    energies = set()
+    for scale in (1.0, 1.001, 1.02, 0.97, 1.3, 1.0):
+        frame = atoms.copy()
+        frame.set_cell(scale * atoms.cell, scale_atoms=True)
+        context.setPeriodicBoxVectors(*(frame.cell.array / 10.0))
+        context.setPositions(frame.positions / 10.0)
+        expected = reference.evaluate(frame)
+        assert_answer(context, float(expected.energy[0]), expected.forces.numpy())
+        energies.add(round(float(expected.energy[0]), 4))
+    assert len(energies) == 5
+
+
 @pytest.mark.parametrize("structure", [ethanol, water])
 def test_eager_torchscript_and_ase_agree(potential_folder, potential_file, structure):
     atoms = structure()
@@ -110,16 +124,7 @@ def test_positions_and_box_may_change(potential, backend):
     """Frame after frame with other edges: the TorchScript executor specialises on the first ones."""
     atoms = water()
     context = make_context(openmm_force(potential, make_topology(atoms), backend=backend), atoms, "Reference")
-    energies = set()
-    for scale in (1.0, 1.02, 0.97, 1.3, 1.0):
-        frame = atoms.copy()
-        frame.set_cell(scale * atoms.cell, scale_atoms=True)
-        context.setPeriodicBoxVectors(*(frame.cell.array / 10.0))
-        context.setPositions(frame.positions / 10.0)
-        expected = potential.evaluate(frame)
-        assert_answer(context, float(expected.energy[0]), expected.forces.numpy())
-        energies.add(round(float(expected.energy[0]), 4))
-    assert len(energies) == 4
+    assert_answers_follow_the_box(context, atoms, potential)
 
 
 @pytest.mark.parametrize("backend", ["torch", "python"])
