@@ -38,6 +38,21 @@ class ElementEmbedding(nn.Module):
         return self.weight[self.index(numbers)]
 
 
+SOFTENING = 0.1
+"""Of `softened_norm` in the presets: where features are of order one, it rounds a cusp and changes little else."""
+
+SOFTENING_DESCRIPTION = "lengths of vectors v are (v^2 + softening^2)^1/2; 1e-4, as in older potentials, is a cusp"
+
+
+def softened_norm(vectors: Tensor, softening: float) -> Tensor:
+    """Lengths (N, F) of vectors (N, M, F), smooth where they vanish.
+
+    They do where the surroundings of an atom are symmetric, as in the centre of CH4. A length itself has a cusp there,
+    and so have forces; the second derivative of this one is 1 / softening.
+    """
+    return torch.sqrt((vectors * vectors).sum(dim=1) + softening**2)
+
+
 def dense(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
     """A linear layer that begins with Xavier-uniform weights and without bias."""
     layer = nn.Linear(n_in, n_out, bias=bias)

@@ -131,6 +131,15 @@ class SafeArccos(Arccos):
         return torch.acos(cosines * (1.0 - 1e-7))
 
 
+class LengthOfTheSum(Toy):
+    """The length of a sum of vectors, kept finite in the usual way: a cusp where the surroundings are symmetric."""
+
+    def atomic_energies(self, graph: Graph) -> Tensor:
+        lengths = torch.linalg.vector_norm(graph.edge_vectors, dim=-1, keepdim=True)
+        total = self.at_centres(graph, self.weights(graph).unsqueeze(1) * graph.edge_vectors / lengths)
+        return super().atomic_energies(graph) + 0.1 * torch.sqrt((total * total).sum(dim=1) + 1e-8)
+
+
 class AbsoluteVolume(Toy):
     """The size of a dihedral angle without its sign: a kink where atoms lie in one plane."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
@@ -398,6 +398,19 @@ def check_smooth_where_neighbours_swap_order(module: nn.Module) -> None:
     for symbols in ("CHHOH", "COHHH"):
         positions = [[0, 0, 0], [1.1, 0, 0], 1.1 * direction, [-0.6, -1.0, 0.7], [-0.2, 0.3, -1.6]]
         _assert_no_kink(module, Atoms(symbols, positions=positions), 2, direction.tolist())
+
+
+def check_smooth_where_surroundings_are_symmetric(module: nn.Module) -> None:
+    """An atom leaves the centre of a tetrahedron and the site of a crystal: the force constant is no matter of 1e-4."""
+    for atoms in (molecule("CH4"), bulk("Ti", "fcc", 4.1).repeat(2)):
+
+        def force(step: float, atoms: Atoms = atoms) -> float:
+            moved = atoms.copy()
+            moved.positions[0] += step * np.array([0.6, 0.8, 0.0])
+            return float(predict(module, moved).forces[0] @ torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64))
+
+        near, far = ((force(step) - force(-step)) / (2 * step) for step in (1e-4, 1e-2))  # eV/angstrom^2
+        assert_close(near, far, 0.1 * (1.0 + abs(far)))
 
 
 def check_no_jumps(module: nn.Module) -> None:

@@ -5,8 +5,10 @@ import model_checks
 import pytest
 import torch
 from model_checks import CHECKS, CUTOFF, ethanol, predict
+from pydantic import BaseModel
 
 from ggnn_ff.forces import EnergyForces
+from ggnn_ff.layers import SOFTENING
 from ggnn_ff.models import MODELS
 from ggnn_ff.potential import Potential, set_dtype
 
@@ -19,11 +21,12 @@ PRESETS = [
 ]
 
 
-def untrained(name: str, preset: str) -> EnergyForces:
+def untrained(name: str, preset: str | BaseModel) -> EnergyForces:
     """A random potential in float64 with a scale and a shift for each element, and forces of some eV/angstrom."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        potential = Potential(name, MODELS[name].presets[preset], CUTOFF, ELEMENTS, torch.float64)
+        settings = MODELS[name].presets[preset] if isinstance(preset, str) else preset
+        potential = Potential(name, settings, CUTOFF, ELEMENTS, torch.float64)
     numbers = torch.arange(len(potential.scale), dtype=torch.float64)
     potential.scale.copy_(4.0 + 0.1 * numbers)
     potential.shift.copy_(-10.0 * numbers)
@@ -52,7 +55,17 @@ def test_architecture_float32_is_close(chosen):
 @pytest.mark.parametrize("name", MODELS)
 def test_architecture_has_presets(name):
     assert list(MODELS[name].presets) == ["small", "default", "large"]
-    assert MODELS[name].presets["default"] == MODELS[name].hyperparameters()
+    default, softening = MODELS[name].hyperparameters(), {"softening": SOFTENING}
+    if "softening" in type(default).model_fields:  # without it, what older potentials have
+        default = default.model_copy(update=softening)
+    assert MODELS[name].presets["default"] == default
+
+
+@pytest.mark.parametrize("name", ["equivariant_transformer", "gotennet", "painn"])
+def test_lengths_without_softening_are_refused(name):
+    cusp = MODELS[name].presets["small"].model_copy(update={"softening": 1e-4})
+    with pytest.raises(AssertionError, match="differs by"):
+        CHECKS["smooth_where_surroundings_are_symmetric"](untrained(name, cusp))
 
 
 def toy(potential: type[broken.Toy] = broken.Toy, forces: type[EnergyForces] = EnergyForces) -> EnergyForces:
@@ -93,6 +106,7 @@ REJECTED = [
     ("smooth_where_atoms_line_up", toy(broken.SafeArccos)),
     ("smooth_where_atoms_line_up", toy(broken.AbsoluteVolume)),
     ("smooth_where_neighbours_swap_order", toy(broken.NearestNeighbour)),
+    ("smooth_where_surroundings_are_symmetric", toy(broken.LengthOfTheSum)),
     ("no_jumps", toy(broken.SharpCutoff)),
     ("no_jumps", toy(broken.LinearCutoff)),
     ("no_jumps", toy(broken.NearestNeighbour)),

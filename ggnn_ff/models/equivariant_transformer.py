@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import ElementEmbedding, dense
+from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -21,6 +21,7 @@ class EquivariantTransformerHyperparameters(BaseModel):
     n_layers: int = Field(default=6, ge=1)
     n_heads: int = Field(default=8, ge=1)
     n_radial: int = Field(default=32, ge=2)
+    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
 
     @model_validator(mode="after")
     def _heads_divide_features(self) -> "EquivariantTransformerHyperparameters":
@@ -30,9 +31,11 @@ class EquivariantTransformerHyperparameters(BaseModel):
 
 
 PRESETS = {
-    "small": EquivariantTransformerHyperparameters(n_features=32, n_layers=3, n_heads=4, n_radial=16),
-    "default": EquivariantTransformerHyperparameters(),
-    "large": EquivariantTransformerHyperparameters(n_features=256, n_layers=8, n_radial=64),
+    "small": EquivariantTransformerHyperparameters(
+        n_features=32, n_layers=3, n_heads=4, n_radial=16, softening=SOFTENING
+    ),
+    "default": EquivariantTransformerHyperparameters(softening=SOFTENING),
+    "large": EquivariantTransformerHyperparameters(n_features=256, n_layers=8, n_radial=64, softening=SOFTENING),
 }
 
 
@@ -147,9 +150,9 @@ class EquivariantAttention(nn.Module):
 class GatedEquivariantBlock(nn.Module):
     """Halves the features and lets vectors speak through their lengths (PaiNN, arXiv 2102.03150, figure 3)."""
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, softening: float) -> None:
         super().__init__()
-        self.n_out = n_features // 2
+        self.n_out, self.softening = n_features // 2, softening
         self.lengths = dense(n_features, n_features, bias=False)
         self.mix = dense(n_features, self.n_out, bias=False)
         self.gate = nn.Sequential(dense(2 * n_features, n_features), nn.SiLU(), dense(n_features, 2 * self.n_out))
@@ -157,14 +160,9 @@ class GatedEquivariantBlock(nn.Module):
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(N, F), (N, 3, F) -> (N, F // 2), (N, 3, F // 2)."""
-        features = torch.cat([scalars, safe_norm(self.lengths(vectors))], dim=1)
+        features = torch.cat([scalars, softened_norm(self.lengths(vectors), self.softening)], dim=1)
         scalars, gates = self.gate(features).split(self.n_out, dim=1)
         return self.activation(scalars), gates.unsqueeze(1) * self.mix(vectors)
-
-
-def safe_norm(vectors: Tensor) -> Tensor:
-    """Lengths of vectors (N, 3, F), smooth where they vanish."""
-    return torch.sqrt((vectors * vectors).sum(dim=1) + 1e-8)
 
 
 class EquivariantTransformer(nn.Module):
@@ -195,7 +193,8 @@ class EquivariantTransformer(nn.Module):
             EquivariantAttention(n_features, hyperparameters.n_heads, n_radial) for _ in range(hyperparameters.n_layers)
         )
         self.norm = nn.LayerNorm(n_features)
-        self.gated = GatedEquivariantBlock(n_features)
+        self.softening = hyperparameters.softening
+        self.gated = GatedEquivariantBlock(n_features, self.softening)
         self.lengths = dense(n_features // 2, n_features // 2, bias=False)
         self.n_features = 2 * (n_features // 2)
 
@@ -211,7 +210,7 @@ class EquivariantTransformer(nn.Module):
         for layer in self.layers:
             scalars, vectors = layer(scalars, vectors, graph.edge_index, edges, itself)
         scalars, vectors = self.gated(self.norm(scalars), vectors)
-        return torch.cat([scalars, safe_norm(self.lengths(vectors))], dim=1)
+        return torch.cat([scalars, softened_norm(self.lengths(vectors), self.softening)], dim=1)
 
     def geometry(self, edge_lengths: Tensor, directions: Tensor) -> Geometry:
         """(E,), (E, 3) -> radial functions that end at the cutoff, the envelope, and directions."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
 from ggnn_ff.irreps import SphericalHarmonics
-from ggnn_ff.layers import ElementEmbedding, dense
+from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -23,6 +23,7 @@ class GotenNetHyperparameters(BaseModel):
     n_radial: int = Field(default=32, ge=2)
     n_refinement: int = Field(default=768, ge=1, description="features of the inner products that refine edges")
     l_max: int = Field(default=2, ge=1)
+    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
 
     @model_validator(mode="after")
     def _heads_divide_features(self) -> "GotenNetHyperparameters":
@@ -32,9 +33,11 @@ class GotenNetHyperparameters(BaseModel):
 
 
 PRESETS = {
-    "small": GotenNetHyperparameters(n_features=32, n_layers=3, n_heads=4, n_radial=16, n_refinement=32),
-    "default": GotenNetHyperparameters(),
-    "large": GotenNetHyperparameters(n_features=256, n_layers=12),
+    "small": GotenNetHyperparameters(
+        n_features=32, n_layers=3, n_heads=4, n_radial=16, n_refinement=32, softening=SOFTENING
+    ),
+    "default": GotenNetHyperparameters(softening=SOFTENING),
+    "large": GotenNetHyperparameters(n_features=256, n_layers=12, softening=SOFTENING),
 }
 
 
@@ -178,17 +181,17 @@ class TensorRefinement(nn.Module):
 class EquivariantFeedForward(nn.Module):
     """Equivariant feed-forward, EQFF (section 3.5): mixes the features within each atom."""
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, softening: float) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.n_features, self.softening = n_features, softening
         self.mix = dense(n_features, n_features, bias=False)
         self.gate = nn.Sequential(dense(2 * n_features, n_features), nn.SiLU(), dense(n_features, 2 * n_features))
 
     def forward(self, scalars: Tensor, tensors: Tensor) -> tuple[Tensor, Tensor]:
         """(N, F), (N, M, F) -> the same shapes."""
         mixed = self.mix(tensors)
-        norm = torch.sqrt((mixed * mixed).sum(dim=1) + 1e-8)  # (N, F); smooth where the tensors vanish
-        ds, gate = self.gate(torch.cat([scalars, norm], dim=1)).split(self.n_features, dim=1)
+        features = torch.cat([scalars, softened_norm(mixed, self.softening)], dim=1)  # (N, 2F)
+        ds, gate = self.gate(features).split(self.n_features, dim=1)
         return scalars + ds, tensors + gate.unsqueeze(1) * mixed
 
 
@@ -200,8 +203,8 @@ class GotenNet(nn.Module):
 
     Deviations from the paper, for dynamics: a polynomial envelope with two continuous derivatives, of the exponent
     that is closest to the cosine cutoff, takes its place; the softmax weighs each neighbour with it, since otherwise
-    energies jump where an atom crosses the cutoff. No dropout. The radial functions scale with the cutoff; at 5
-    angstrom they are those of the paper.
+    energies jump where an atom crosses the cutoff; lengths of tensors are smooth where these vanish. No dropout. The
+    radial functions scale with the cutoff; at 5 angstrom they are those of the paper.
     """
 
     inverse_norms: Tensor
@@ -216,12 +219,12 @@ class GotenNet(nn.Module):
         degrees = torch.tensor([degree for degree in range(1, l_max + 1) for _ in range(2 * degree + 1)])
         self.register_buffer("inverse_norms", (2.0 * degrees.to(torch.float64) + 1.0) ** -0.5, persistent=False)
         self.embedding = StructuralEmbedding(elements, n_features, hyperparameters.n_radial)
-        heads, refinement = hyperparameters.n_heads, hyperparameters.n_refinement
+        heads, refinement, softening = hyperparameters.n_heads, hyperparameters.n_refinement, hyperparameters.softening
         self.attentions = nn.ModuleList(TensorAttention(n_features, heads, l_max) for _ in range(n_layers - 1))
         self.refinements = nn.ModuleList(TensorRefinement(n_features, refinement, l_max) for _ in range(n_layers - 1))
-        self.feed_forwards = nn.ModuleList(EquivariantFeedForward(n_features) for _ in range(n_layers - 1))
+        self.feed_forwards = nn.ModuleList(EquivariantFeedForward(n_features, softening) for _ in range(n_layers - 1))
         self.last_attention = TensorAttention(n_features, heads, l_max)
-        self.last_feed_forward = EquivariantFeedForward(n_features)
+        self.last_feed_forward = EquivariantFeedForward(n_features, softening)
 
     def forward(self, graph: Graph) -> Tensor:
         """Scalar features of each atom, (N, F)."""

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import ElementEmbedding
+from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, softened_norm
 from ggnn_ff.radial import BesselBasis, PolynomialEnvelope
 
 
@@ -20,12 +20,13 @@ class PaiNNHyperparameters(BaseModel):
     n_layers: int = Field(default=3, ge=1)
     n_radial: int = Field(default=20, ge=1)
     envelope_exponent: int = Field(default=6, ge=2, description="p of the envelope; smaller ones fade earlier")
+    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
 
 
 PRESETS = {
-    "small": PaiNNHyperparameters(n_features=32, n_radial=8),
-    "default": PaiNNHyperparameters(),
-    "large": PaiNNHyperparameters(n_features=256),
+    "small": PaiNNHyperparameters(n_features=32, n_radial=8, softening=SOFTENING),
+    "default": PaiNNHyperparameters(softening=SOFTENING),
+    "large": PaiNNHyperparameters(n_features=256, softening=SOFTENING),
 }
 
 
@@ -53,25 +54,26 @@ class Message(nn.Module):
 class Update(nn.Module):
     """Update block, equations 9 and 10."""
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, softening: float) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.n_features, self.softening = n_features, softening
         self.mix = nn.Linear(n_features, 2 * n_features, bias=False)  # the matrices V and U
         self.a = nn.Sequential(nn.Linear(2 * n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features))
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, F) after mixing within each atom."""
         v, u = self.mix(vectors).split(self.n_features, dim=-1)  # (N, 3, F) each
-        norm = torch.sqrt((v * v).sum(dim=1) + 1e-8)  # (N, F); smooth where the vectors vanish
-        a_ss, a_sv, a_vv = self.a(torch.cat([scalars, norm], dim=-1)).split(self.n_features, dim=-1)  # (N, F) each
+        features = torch.cat([scalars, softened_norm(v, self.softening)], dim=-1)  # (N, 2F)
+        a_ss, a_sv, a_vv = self.a(features).split(self.n_features, dim=-1)  # (N, F) each
         return scalars + a_ss + a_sv * (v * u).sum(dim=1), vectors + a_vv.unsqueeze(1) * u
 
 
 class PaiNN(nn.Module):
     """Equivariant message passing with scalar and vector features, arXiv 2102.03150, figure 2.
 
-    Two deviations from the paper, both for dynamics: the cosine cutoff is replaced by a polynomial envelope with
-    two continuous derivatives, and the filters of all layers come from one matrix product.
+    Three deviations from the paper, for dynamics: the cosine cutoff is replaced by a polynomial envelope with two
+    continuous derivatives, lengths of vectors are smooth where these vanish, and the filters of all layers come from
+    one matrix product.
     """
 
     def __init__(self, hyperparameters: PaiNNHyperparameters, cutoff: float, elements: Sequence[str]) -> None:
@@ -83,7 +85,9 @@ class PaiNN(nn.Module):
         self.envelope = PolynomialEnvelope(cutoff, hyperparameters.envelope_exponent)
         self.filters = nn.Linear(hyperparameters.n_radial, hyperparameters.n_layers * n_filters)
         self.messages = nn.ModuleList(Message(self.n_features) for _ in range(hyperparameters.n_layers))
-        self.updates = nn.ModuleList(Update(self.n_features) for _ in range(hyperparameters.n_layers))
+        self.updates = nn.ModuleList(
+            Update(self.n_features, hyperparameters.softening) for _ in range(hyperparameters.n_layers)
+        )
 
     def forward(self, graph: Graph) -> Tensor:
         """Scalar features of each atom, (N, F)."""

@@ -1,6 +1,7 @@
 """The loss and its gradient with respect to all weights, traced and compiled as one graph."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ class CompiledLoss:
 
     The forces in the loss are themselves a gradient, which `torch.compile` does not differentiate; here the second
     gradient is taken while tracing, so that what is compiled is a plain function of tensors.
+
+    On a CPU the structures of a batch are shared out among torch's threads, as far as they can be in equal parts: a
+    small structure keeps one thread busy, not two. The loss has to be a mean over structures and atoms.
     """
 
     def __init__(self, model: OneVector, loss: Callable[[Prediction, Batch], Tensor]) -> None:
@@ -41,6 +45,7 @@ class CompiledLoss:
         self.shape: tuple[int, ...] | None = None
         self.with_angles = True  # whether the graph holds for one number of angles only
         self.compiled: Callable[..., Any] | None = None
+        self.n_parts = 1
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, a scalar with gradient.
@@ -48,19 +53,50 @@ class CompiledLoss:
         Raises:
             InputError: a batch of another shape than the first; the graph holds for one shape.
         """
-        if self.compiled is None:
-            self.compiled, self.with_angles = self._compile(batch)
-            self.shape = _shape(batch, self.with_angles)
-        shape = _shape(batch, self.with_angles)
+        first = self.compiled is None
+        if first and batch.positions.device.type == "cpu":
+            self.n_parts = largest_divisor(batch.n_structures, torch.get_num_threads())
+        parts = shared_out(batch, self.n_parts)
+        if first:
+            self._prepare(parts[0])
+        for part in parts:
+            self._check(part)
+        if self.n_parts == 1:
+            loss, gradient = self._evaluate(batch)
+        else:
+            losses, gradients = zip(*self.pool.map(self._evaluate, parts), strict=True)
+            loss, gradient = torch.stack(losses).mean(), torch.stack(gradients).mean(dim=0)
+        return _WithGradient.apply(loss, gradient, self.model.weights)
+
+    def _prepare(self, part: Batch) -> None:
+        """Compiles for the threads of each part; here, since in another thread Ctrl-C would not end it."""
+        before = torch.get_num_threads()
+        threads = before // self.n_parts
+        torch.set_num_threads(threads)
+        try:
+            self.compiled, self.with_angles = self._compile(part)
+            self.shape = _shape(part, self.with_angles)
+            self._evaluate(part)
+        finally:
+            torch.set_num_threads(before)
+        if self.n_parts > 1:
+            self.pool = ThreadPoolExecutor(self.n_parts, "loss", torch.set_num_threads, (threads,))
+
+    def _evaluate(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and gradient."""
+        assert self.compiled is not None
+        with torch._C._AutoDispatchBelowAutograd():  # else our operators look for a derivative, in Python
+            loss, gradient = self.compiled(self.model.weights.detach(), *_tensors(part))
+        return loss, gradient
+
+    def _check(self, part: Batch) -> None:
+        shape = _shape(part, self.with_angles)
         if shape != self.shape:
             raise InputError(
                 "`run.compile` needs batches of one shape, that is structures with equally many atoms and, for "
                 "architectures with angles, equally many of these (as where a cutoff is larger than a molecule), got "
                 f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges); set `run.compile: false`"
             )
-        with torch._C._AutoDispatchBelowAutograd():  # else our operators look for a derivative, in Python
-            loss, gradient = self.compiled(self.model.weights.detach(), *_tensors(batch))
-        return _WithGradient.apply(loss, gradient, self.model.weights)
 
     def _compile(self, batch: Batch) -> tuple[Callable[..., Any], bool]:
         """The graph, and whether numbers were read from tensors to make it: how many angles there are."""
@@ -85,6 +121,37 @@ class CompiledLoss:
         if weights.device.type == "cpu":  # where torch adds in order, it adds one number after the other
             with_ordered_sums(graph)
         return torch.compile(graph, dynamic=False, fullgraph=True), with_angles
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Of `number`, up to `limit`."""
+    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
+
+
+def shared_out(batch: Batch, n_parts: int) -> list[Batch]:
+    """Batches of equally many of the structures, in their order."""
+    size = batch.n_structures // n_parts
+    firsts = torch.arange(0, batch.n_structures + 1, size)
+    atoms = torch.searchsorted(batch.batch, firsts)  # batch is sorted
+    edges = torch.searchsorted(batch.edge_index[0].contiguous(), atoms)  # so are centres
+    parts = []
+    for k, (atom, edge) in enumerate(zip(atoms[:-1].tolist(), edges[:-1].tolist(), strict=True)):
+        of_atoms, of_edges = slice(atom, int(atoms[k + 1])), slice(edge, int(edges[k + 1]))
+        structures = slice(k * size, (k + 1) * size)
+        parts.append(
+            Batch(
+                positions=batch.positions[of_atoms],
+                numbers=batch.numbers[of_atoms],
+                cell=batch.cell[structures],
+                edge_index=batch.edge_index[:, of_edges] - atom,
+                shifts=batch.shifts[of_edges],
+                batch=batch.batch[of_atoms] - k * size,
+                n_structures=size,
+                energy=batch.energy[structures],
+                forces=batch.forces[of_atoms],
+            )
+        )
+    return parts
 
 
 def _shape(batch: Batch, with_angles: bool) -> tuple[int, ...]:

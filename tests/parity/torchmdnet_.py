@@ -103,7 +103,7 @@ def copied(model: TorchMD_Net) -> Potential:
 
 
 def main() -> None:
-    equivariant_transformer.safe_norm = lambda vectors: torch.linalg.vector_norm(vectors, dim=1)
+    equivariant_transformer.softened_norm = lambda vectors, softening: torch.linalg.vector_norm(vectors, dim=1)
     model = peer()
     potential = copied(model)
     structures = [ethanol(), crystal().repeat(2)]
