@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from ggnn_ff.graph import from_atoms
 from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
-from ggnn_ff.training.compiled import CompiledLoss
+from ggnn_ff.training.compiled import CompiledLoss, largest_divisor, shared_out
 from ggnn_ff.training.config import LossConfig, TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
@@ -1129,6 +1130,78 @@ def test_compiled_loss_has_the_value_and_gradient_of_the_eager_one(tmp_path, nam
         assert any(bool(gradient.abs().max() > 1e-3) for gradient in results[0][1:])
     with pytest.raises(InputError, match=r"batches of one shape.*run\.compile: false"):
         compiled(dataset.collate([0, 1, 2]))
+
+
+def gradient_of(loss, module):
+    module.zero_grad()
+    loss.backward()
+    return loss.detach(), module.model.weights.grad.clone()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.timeout(1200)
+def test_compiled_loss_on_two_threads_has_the_value_and_gradient_of_the_eager_one(tmp_path):
+    frames = labelled_frames(12)
+    content = {"output": str(tmp_path), "data": {"train": "unused.npz"}, "run": {"dtype": "float64"}}
+    config = make_config({**content, "model": {"name": "mace", "cutoff": 2.5, "preset": "small"}})
+    potential, forces_rms = build_potential(config, frames)
+    module = TrainingModule(potential, config, forces_rms)
+    dataset = GraphDataset(frames, 2.5, equal_edges=True)  # numbers of neighbours differ
+    compiled = CompiledLoss(module.model, module._loss)
+    for indices in ([0, 1, 2, 3, 4, 5], [7, 4, 11, 5, 0, 1]):
+        batch = dataset.collate(indices)
+        shared = gradient_of(compiled(batch), module)
+        whole = gradient_of(module._loss(module.model(*batch.inputs), batch), module)
+        torch.testing.assert_close(shared, whole, rtol=1e-9, atol=1e-12)
+    assert compiled.n_parts == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_share_a_batch_and_its_loss_is_the_mean(monkeypatch):
+    seen = []
+
+    def graph(self, part):
+        def loss_and_gradient(weights, *tensors):  # the mean energy times the sum of the weights
+            seen.append((threading.current_thread().name, torch.get_num_threads(), len(tensors[6])))
+            return tensors[6].mean() * weights.sum(), tensors[6].mean() * torch.ones_like(weights)
+
+        return loss_and_gradient, False
+
+    monkeypatch.setattr(CompiledLoss, "_compile", graph)
+    batch = GraphDataset(labelled_frames(12), 2.5, equal_edges=True).collate([3, 1, 4, 0, 5, 9])
+    model = OneVector(torch.nn.Linear(2, 1).double())
+    compiled = CompiledLoss(model, lambda prediction, batch: prediction.energy)
+    compiled(batch)
+    seen.clear()
+    loss = compiled(batch)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), batch.energy.mean() * model.weights.detach().sum(), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(model.weights.grad, batch.energy.mean().expand(3), rtol=1e-12, atol=0.0)
+    assert sorted(seen) == [("loss_0", 1, 3), ("loss_1", 1, 3)]
+    assert torch.get_num_threads() == 1  # for all else
+
+
+@pytest.mark.parametrize(("number", "limit", "divisor"), [(6, 2, 2), (5, 2, 1), (10, 16, 10), (6, 4, 3), (1, 1, 1)])
+def test_parts_of_a_batch_are_equal_and_at_most_as_many_as_threads(number, limit, divisor):
+    assert largest_divisor(number, limit) == divisor
+
+
+def test_parts_of_a_batch_are_batches():
+    dataset = GraphDataset(labelled_frames(6), 2.5)  # with different numbers of edges
+    first, second = shared_out(dataset.collate([0, 5, 2, 3]), 2)
+    for part, indices in ((first, [0, 5]), (second, [2, 3])):
+        for shared, expected in zip(part, dataset.collate(indices), strict=True):
+            assert torch.equal(torch.as_tensor(shared), torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -37,7 +37,8 @@ class CompiledLoss:
     gradient is taken while tracing, so that what is compiled is a plain function of tensors.
 
     On a CPU the structures of a batch are shared out among torch's threads, as far as they can be in equal parts: a
-    small structure keeps one thread busy, not two. The loss has to be a mean over structures and atoms.
+    small structure keeps one thread busy, not two. The loss has to be a mean over structures and atoms. Torch then has
+    the threads of one part for all else: those that wait for more to do would take the processors from the others.
     """
 
     def __init__(self, model: OneVector, loss: Callable[[Prediction, Batch], Tensor]) -> None:
@@ -56,7 +57,7 @@ class CompiledLoss:
         first = self.compiled is None
         if first and batch.positions.device.type == "cpu":
             self.n_parts = largest_divisor(batch.n_structures, torch.get_num_threads())
-        parts = shared_out(batch, self.n_parts)
+        parts = shared_out(batch, self.n_parts) if self.n_parts > 1 else [batch]
         if first:
             self._prepare(parts[0])
         for part in parts:
@@ -70,15 +71,11 @@ class CompiledLoss:
 
     def _prepare(self, part: Batch) -> None:
         """Compiles for the threads of each part; here, since in another thread Ctrl-C would not end it."""
-        before = torch.get_num_threads()
-        threads = before // self.n_parts
+        threads = torch.get_num_threads() // self.n_parts
         torch.set_num_threads(threads)
-        try:
-            self.compiled, self.with_angles = self._compile(part)
-            self.shape = _shape(part, self.with_angles)
-            self._evaluate(part)
-        finally:
-            torch.set_num_threads(before)
+        self.compiled, self.with_angles = self._compile(part)
+        self.shape = _shape(part, self.with_angles)
+        self._evaluate(part)
         if self.n_parts > 1:
             self.pool = ThreadPoolExecutor(self.n_parts, "loss", torch.set_num_threads, (threads,))
 
@@ -120,7 +117,9 @@ class CompiledLoss:
         graph.recompile()
         if weights.device.type == "cpu":  # where torch adds in order, it adds one number after the other
             with_ordered_sums(graph)
-        return torch.compile(graph, dynamic=False, fullgraph=True), with_angles
+        # A call of C++ alone leaves Python to the other threads.
+        options: dict[str, Any] = {"cpp_wrapper": weights.device.type == "cpu"}
+        return torch.compile(graph, dynamic=False, fullgraph=True, options=options), with_angles
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -114,8 +114,11 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, its schedule and its ends."""
+    """How weights are changed, the schedule and its ends."""
 
+    method: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: matrices take steps of Muon, which learns in fewer of them, others of AdamW"
+    )
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0.0)

@@ -14,6 +14,7 @@ from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch
 from ggnn_ff.training.compiled import CompiledLoss
 from ggnn_ff.training.config import LossConfig, TrainingConfig
+from ggnn_ff.training.muon import Muon
 from ggnn_ff.training.vector import OneVector
 
 SMALLEST_ERROR = 1e-6
@@ -122,15 +123,15 @@ class TrainingModule(lightning.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the configured schedule."""
+        """The optimizer with the configured schedule."""
         settings = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            amsgrad=settings.amsgrad,
-            fused=True,
-        )
+        rate, decay, amsgrad = settings.learning_rate, settings.weight_decay, settings.amsgrad
+        optimizer: torch.optim.Optimizer
+        if settings.method == "muon":
+            optimizer = Muon(self.model, lr=rate, weight_decay=decay, amsgrad=amsgrad)
+        else:
+            parameters = self.model.parameters()
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, amsgrad=amsgrad, fused=True)
         budget = self.config.run.budget_minutes
         if settings.schedule == "cosine" and budget is not None:
             by_time = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self._annealed(budget))
