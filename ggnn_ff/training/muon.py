@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ class Muon(torch.optim.Optimizer):
     """Muon (K. Jordan 2024) for the matrices of a model in one vector, scaled to steps of AdamW (arXiv 2502.16982).
 
     The step of an m x n matrix is its momentum M = U S V^T without the singular values, U V^T, times 0.2 max(m, n)^0.5.
-    All other weights take steps of AdamW, with `amsgrad` those of AMSGrad. Matrices of one shape are treated together.
+    All other weights take steps of AdamW, with `amsgrad` those of AMSGrad. Matrices of one shape are treated together,
+    each shape by another of torch's threads.
     """
 
     def __init__(self, model: OneVector, *, lr: float, weight_decay: float, amsgrad: bool) -> None:
         super().__init__(model.parameters(), {"lr": lr, "weight_decay": weight_decay, "amsgrad": amsgrad})
-        self.matrices = find_matrices(model)
+        found = find_matrices(model)
+        by_cost = sorted(found, key=lambda shape: -len(found[shape]) * min(shape) ** 2 * max(shape))
+        self.matrices = {shape: found[shape] for shape in by_cost}
+        self.pool = ThreadPoolExecutor(torch.get_num_threads(), "muon", torch.set_num_threads, (1,))
         others = torch.ones(model.weights.shape, dtype=torch.bool)
         for (rows, columns), starts in self.matrices.items():
             for start in starts:
@@ -50,14 +55,19 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         momentum = state["momentum"].lerp_(gradient, 1.0 - MOMENTUM)
         update = torch.lerp(gradient, momentum, MOMENTUM)  # Nesterov's
-        for (rows, columns), starts in self.matrices.items():
-            parts = [update[start : start + rows * columns].view(rows, columns) for start in starts]
-            steps = RMS_OF_ADAM * max(rows, columns) ** 0.5 * orthogonalised(torch.stack(parts))
-            for part, one in zip(parts, steps, strict=True):
-                part.copy_(one)
+        list(self.pool.map(lambda shape: _orthogonalise(update, shape, self.matrices[shape]), self.matrices))
         update[others] = _adam(gradient[others], state, group["amsgrad"])
         weights.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
         return loss
+
+
+@torch.no_grad()
+def _orthogonalise(update: Tensor, shape: tuple[int, int], starts: list[int]) -> None:
+    """Makes steps of the momenta of all matrices of one shape, in place."""
+    parts = [update[start : start + shape[0] * shape[1]].view(shape) for start in starts]
+    steps = RMS_OF_ADAM * max(shape) ** 0.5 * orthogonalised(torch.stack(parts))
+    for part, one in zip(parts, steps, strict=True):
+        part.copy_(one)
 
 
 def _adam(gradient: Tensor, state: dict[str, Any], amsgrad: bool) -> Tensor:
