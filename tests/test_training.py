@@ -785,8 +785,9 @@ def test_a_batch_is_its_structures_side_by_side():
         ({}, {"schedule": "cosine"}),
         ({}, {"schedule": "plateau", "plateau_patience": 1, "learning_rate": 3e-2, "validate_every": 2}),
         ({"dtype": "float64"}, {"schedule": "plateau", "plateau_patience": 1, "early_stopping_patience": 4}),
+        ({}, {"method": "muon", "schedule": "cosine", "amsgrad": True}),
     ],
-    ids=["plateau", "cosine", "every-2", "float64"],
+    ids=["plateau", "cosine", "every-2", "float64", "muon"],
 )
 def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path, data, run, optimizer):
     whole = small(data, tmp_path / "whole", epochs=8, run=run, **optimizer)
@@ -1168,10 +1169,12 @@ def test_compiled_loss_on_two_threads_has_the_value_and_gradient_of_the_eager_on
 
 @pytest.mark.usefixtures("two_threads")
 def test_threads_share_a_batch_and_its_loss_is_the_mean(monkeypatch):
-    seen = []
+    seen, both = [], threading.Barrier(2, timeout=30.0)
 
     def graph(self, part):
         def loss_and_gradient(weights, *tensors):  # the mean energy times the sum of the weights
+            if threading.current_thread() is not threading.main_thread():
+                both.wait()  # at the same time
             seen.append((threading.current_thread().name, torch.get_num_threads(), len(tensors[6])))
             return tensors[6].mean() * weights.sum(), tensors[6].mean() * torch.ones_like(weights)
 
@@ -1189,6 +1192,28 @@ def test_threads_share_a_batch_and_its_loss_is_the_mean(monkeypatch):
     torch.testing.assert_close(model.weights.grad, batch.energy.mean().expand(3), rtol=1e-12, atol=0.0)
     assert sorted(seen) == [("loss_0", 1, 3), ("loss_1", 1, 3)]
     assert torch.get_num_threads() == 1  # for all else
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_validation_has_all_threads_where_steps_leave_few_to_the_rest(tmp_path, data, monkeypatch):
+    seen = []
+    step, validation = TrainingModule.training_step, TrainingModule.validation_step
+
+    def sharing(self, *arguments):
+        torch.set_num_threads(1)  # as a compiled loss does
+        return step(self, *arguments)
+
+    def recording(self, *arguments):
+        seen.append(torch.get_num_threads())
+        return validation(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "training_step", sharing)
+    monkeypatch.setattr(TrainingModule, "validation_step", recording)
+    monkeypatch.setattr(
+        TrainingModule, "on_train_epoch_end", lambda self: seen.append(-torch.get_num_threads()) or self._losses.clear()
+    )
+    train(small(data, tmp_path / "run", epochs=2, run={"threads": 2}))
+    assert seen == [2, -1, 2, -1]
 
 
 @pytest.mark.parametrize(("number", "limit", "divisor"), [(6, 2, 2), (5, 2, 1), (10, 16, 10), (6, 4, 3), (1, 1, 1)])

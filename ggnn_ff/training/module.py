@@ -48,6 +48,7 @@ class TrainingModule(lightning.LightningModule):
         self.forces_rms = forces_rms
         self._compiled: CompiledLoss | None = None
         self._losses: list[Tensor] = []  # of the batches of this epoch
+        self._threads = self._threads_of_steps = torch.get_num_threads()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -81,6 +82,15 @@ class TrainingModule(lightning.LightningModule):
 
     def _loss(self, prediction: Prediction, batch: Batch) -> Tensor:
         return energy_forces_loss(prediction, batch, self.config.loss, self.forces_rms)
+
+    def on_validation_start(self) -> None:
+        """Gives validation, which is not compiled, all threads; a compiled loss leaves few to the rest of a step."""
+        self._threads_of_steps = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+
+    def on_validation_end(self) -> None:
+        """As it was."""
+        torch.set_num_threads(self._threads_of_steps)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Logs the loss and the mean absolute errors (meV and meV/angstrom), with the averaged weights."""
