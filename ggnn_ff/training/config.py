@@ -160,7 +160,12 @@ class RunConfig(Section):
     accelerator: str = "auto"
     devices: int | str = "auto"
     strategy: str = "auto"
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; none: what torch chooses")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads; none: what torch chooses. Compiled, they share the frames of a batch in equal parts",
+    )
     compile: bool = Field(default=False, description="compile loss and gradient as one graph; needs a C++ compiler")
     budget_minutes: float | None = Field(
         default=None,
