@@ -48,7 +48,8 @@ class Muon(torch.optim.Optimizer):
         (weights,) = group["params"]
         if weights.grad is None:
             return loss
-        state, gradient, others = self.state[weights], weights.grad, self.others.to(weights.device)
+        self.others = self.others.to(weights.device)
+        state, gradient, others = self.state[weights], weights.grad, self.others
         if not state:
             state.update(step=0, momentum=torch.zeros_like(weights))
             state.update({name: torch.zeros_like(gradient[others]) for name in ("mean", "square", "largest")})
