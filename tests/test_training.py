@@ -38,7 +38,7 @@ from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss, largest_divisor, shared_out
-from ggnn_ff.training.config import LossConfig, TrainingConfig, make_config, read_config
+from ggnn_ff.training.config import LossConfig, ModelConfig, TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
 from ggnn_ff.training.evaluation import evaluate_frames, frames_at_once
@@ -1165,6 +1165,24 @@ def test_compiled_loss_on_two_threads_has_the_value_and_gradient_of_the_eager_on
         whole = gradient_of(module._loss(module.model(*batch.inputs), batch), module)
         torch.testing.assert_close(shared, whole, rtol=1e-9, atol=1e-12)
     assert compiled.n_parts == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.timeout(1200)
+def test_two_threads_train_what_one_does(tmp_path, data):
+    one, two = (
+        small(data, tmp_path / str(threads), method="muon", run={"compile": True, "threads": threads}).model_copy(
+            update={"model": ModelConfig(cutoff=8.0, hyperparameters={"n_features": 16, "n_layers": 1})}
+        )
+        for threads in (1, 2)
+    )
+    first, second = weights(train(one)), weights(train(two))
+    start = build_potential(one, load_split(one.data).train)[0].state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4)
+    name = "representation.messages.0.phi.0.weight"
+    assert float((first[name] - start[name]).abs().max()) > 1e-3  # the test can fail
 
 
 @pytest.mark.usefixtures("two_threads")
