@@ -156,7 +156,15 @@ def test_failure_of_one_architecture_leaves_the_others_alone(settings, compared,
     monkeypatch.setattr(comparison, "_make_row", make_row)
     assert run(settings, tmp_path, "schnet", "painn") == {"schnet": "InputError: the training diverged"}
     assert [row.model for row in rows(tmp_path)] == ["painn"]
-    assert "schnet: no row, for InputError: the training diverged" in (tmp_path / "comparison.md").read_text()
+    told = "schnet: no row, for InputError: the training diverged"
+    assert told in (tmp_path / "comparison.md").read_text()
+    assert run(settings, tmp_path, "painn") == {}
+    assert told in (tmp_path / "comparison.md").read_text()  # still
+    for name in ("row.json", "speed.json"):
+        (tmp_path / "schnet").mkdir(exist_ok=True)
+        shutil.copy(compared / "schnet" / name, tmp_path / "schnet" / name)
+    run(settings, tmp_path, "painn")
+    assert told not in (tmp_path / "comparison.md").read_text()
 
 
 def test_simulation_that_broke_is_not_run_again(compared, tmp_path):

@@ -12,7 +12,7 @@ from ggnn_ff.training.vector import OneVector
 RATE = 0.01
 
 
-def seeded(*layers: nn.Module) -> OneVector:
+def one_vector(*layers: nn.Module) -> OneVector:
     return OneVector(nn.Sequential(*layers).double())
 
 
@@ -38,7 +38,7 @@ def test_a_matrix_of_zeros_has_no_direction():
 
 
 def test_size_of_a_step_does_not_depend_on_that_of_the_gradient():
-    model = seeded(nn.Linear(64, 32, bias=False))
+    model = one_vector(nn.Linear(64, 32, bias=False))
     moved = []
     for size in (1e-4, 1e4):
         before = model.weights.detach().clone()
@@ -50,7 +50,7 @@ def test_size_of_a_step_does_not_depend_on_that_of_the_gradient():
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_weights_that_are_no_matrices_take_the_steps_of_adamw(amsgrad):
-    model = seeded(nn.Linear(8, 40), nn.Linear(40, 3))  # sides below 16
+    model = one_vector(nn.Linear(8, 40), nn.Linear(40, 3))  # sides below 16
     other = nn.Parameter(model.weights.detach().clone())
     ours = Muon(model, lr=RATE, weight_decay=0.1, amsgrad=amsgrad)
     adamw = torch.optim.AdamW([other], lr=RATE, weight_decay=0.1, amsgrad=amsgrad)
@@ -67,7 +67,7 @@ def test_goes_on_from_its_state_as_if_it_had_not_stopped():
     results = []
     for stops in (False, True):
         torch.manual_seed(1)
-        model = seeded(nn.Linear(20, 20))
+        model = one_vector(nn.Linear(20, 20))
         optimizer = Muon(model, lr=RATE, weight_decay=0.1, amsgrad=True)
         for k, gradient in enumerate(gradients):
             if stops and k == 2:

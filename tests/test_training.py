@@ -1,6 +1,7 @@
 """Training: what it is told, that it learns, what it keeps, and that a kill changes nothing."""
 
 import io
+import json
 import math
 import os
 import pickle
@@ -34,6 +35,7 @@ from ggnn_ff.export import export_torchscript, load_potential, write_certificati
 from ggnn_ff.files import lock, unlock
 from ggnn_ff.forces import EnergyForces, Prediction
 from ggnn_ff.graph import from_atoms
+from ggnn_ff.layers import SOFTENING
 from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
@@ -454,6 +456,37 @@ def test_a_start_of_another_kind_is_refused(trained, tmp_path, keys, message):
     with pytest.raises(InputError, match=message):
         train(starting_from(trained, tmp_path / "run", **keys))
     assert not (tmp_path / "run").exists()
+
+
+def without_softening(folder):
+    """A potential of a version that did not know `softening`."""
+    path = folder / "potential.json"
+    content = json.loads(path.read_text())
+    assert content["hyperparameters"].pop("softening") == 1e-4
+    path.write_text(json.dumps(content))
+
+
+def test_training_may_start_from_a_potential_without_softening(trained, tmp_path):
+    sizes = {"n_features": 16, "n_layers": 1, "n_radial": 8}
+    older = small(trained.data.train, tmp_path / "older", epochs=1)
+    older = older.model_copy(update={"model": ModelConfig(cutoff=4.0, hyperparameters={**sizes, "softening": 1e-4})})
+    without_softening(train(older))
+    keys = {"start_from": older.output, "hyperparameters": {**sizes, "softening": 1e-4}}
+    train(starting_from(trained, tmp_path / "run", **keys))
+    with pytest.raises(InputError, match=r"softening` is 0\.1, there 0\.0001"):
+        train(starting_from(trained, tmp_path / "other", start_from=older.output))
+
+
+def test_a_training_from_before_softening_is_not_gone_on_with(tmp_path, data):
+    config = small(data, tmp_path / "run", epochs=2)
+    run_to_death(fit_killed_in_epoch, config, 1, 1)
+    for name in ("last", "best"):
+        path = config.output / "checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint.pop("hyperparameters")["softening"] == SOFTENING
+        torch.save(checkpoint, path)
+    with pytest.raises(InputError, match="a training of an older version"):
+        train(config)
 
 
 def test_another_start_is_another_run(trained, tmp_path):
@@ -1165,6 +1198,8 @@ def test_compiled_loss_on_two_threads_has_the_value_and_gradient_of_the_eager_on
         whole = gradient_of(module._loss(module.model(*batch.inputs), batch), module)
         torch.testing.assert_close(shared, whole, rtol=1e-9, atol=1e-12)
     assert compiled.n_parts == 2
+    with pytest.raises(InputError, match=r"batches of one shape"):
+        compiled(dataset.collate([0, 1, 2, 3, 4, 5, 6]))
 
 
 @pytest.mark.slow

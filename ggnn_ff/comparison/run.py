@@ -62,6 +62,7 @@ def compare(
     load_split(settings.training(models[0], folder).data)  # errors of the data concern all
     _claim(settings, sizes, folder)
     failures: dict[str, str] = {}
+    before = _failures(folder)
     for number, model in enumerate(models, start=1):
         where = folder / model
         if not _is_complete(where):
@@ -71,7 +72,8 @@ def compare(
             except (InputError, RuntimeError, ArithmeticError) as error:  # of this architecture; the others go on
                 failures[model] = f"{type(error).__name__}: {error}"
                 console.print(f"{model} failed: {error}", markup=False, soft_wrap=True)
-        _write_results(settings, failures, folder, sizes)
+        others = {name: why for name, why in before.items() if name not in models and not _is_complete(folder / name)}
+        _write_results(settings, others | failures, folder, sizes)
     return failures
 
 
@@ -191,6 +193,14 @@ def _write_results(settings: Settings, failures: dict[str, str], folder: Path, s
         save_figure(plot_accuracy_speed(rows), folder / "accuracy_speed.png")
         save_figure(plot_conservation_accuracy(rows), folder / "conservation_accuracy.png")
         save_figure(plot_curves(rows), folder / "learning_curves.png")
+
+
+def _failures(folder: Path) -> dict[str, str]:
+    """Of earlier calls; none where there is no readable file of results."""
+    try:
+        return dict(json.loads((folder / "comparison.json").read_text(encoding="utf8"))["failures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _is_complete(folder: Path) -> bool:

@@ -46,7 +46,8 @@ class CompiledLoss:
         self.shape: tuple[int, ...] | None = None
         self.with_angles = True  # whether the graph holds for one number of angles only
         self.compiled: Callable[..., Any] | None = None
-        self.n_parts = 1
+        self.n_structures, self.n_parts = 0, 1
+        self.pool: ThreadPoolExecutor | None = None  # of a thread for each part, where there are several
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss, a scalar with gradient.
@@ -55,14 +56,17 @@ class CompiledLoss:
             InputError: a batch of another shape than the first; the graph holds for one shape.
         """
         first = self.compiled is None
-        if first and batch.positions.device.type == "cpu":
-            self.n_parts = largest_divisor(batch.n_structures, torch.get_num_threads())
-        parts = shared_out(batch, self.n_parts) if self.n_parts > 1 else [batch]
+        if first:
+            self.n_structures = batch.n_structures
+            on_cpu = batch.positions.device.type == "cpu"
+            self.n_parts = largest_divisor(batch.n_structures, torch.get_num_threads()) if on_cpu else 1
+        shared = self.n_parts > 1 and batch.n_structures == self.n_structures
+        parts = shared_out(batch, self.n_parts) if shared else [batch]
         if first:
             self._prepare(parts[0])
         for part in parts:
             self._check(part)
-        if self.n_parts == 1:
+        if self.pool is None:
             loss, gradient = self._evaluate(batch)
         else:
             losses, gradients = zip(*self.pool.map(self._evaluate, parts), strict=True)
@@ -92,7 +96,8 @@ class CompiledLoss:
             raise InputError(
                 "`run.compile` needs batches of one shape, that is structures with equally many atoms and, for "
                 "architectures with angles, equally many of these (as where a cutoff is larger than a molecule), got "
-                f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges); set `run.compile: false`"
+                f"{shape} after {self.shape} (atoms, edges, structures, and pairs of edges, for each thread); set "
+                "`run.compile: false`"
             )
 
     def _compile(self, batch: Batch) -> tuple[Callable[..., Any], bool]:

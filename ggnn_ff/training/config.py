@@ -117,7 +117,7 @@ class OptimizerConfig(Section):
     """How weights are changed, the schedule and its ends."""
 
     method: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: matrices take steps of Muon, which learns in fewer of them, others of AdamW"
+        default="adamw", description="muon: matrices take steps of Muon, which are fewer, all other weights of AdamW"
     )
     epochs: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=10, ge=1)
@@ -164,7 +164,8 @@ class RunConfig(Section):
         default=None,
         ge=1,
         le=1024,
-        description="CPU threads; none: what torch chooses. Compiled, they share the frames of a batch in equal parts",
+        description="CPU threads; none: what torch chooses. In a compiled training they share the frames of a batch: "
+        "of 10 frames 2 threads take 5 each; 5 frames they cannot share",
     )
     compile: bool = Field(default=False, description="compile loss and gradient as one graph; needs a C++ compiler")
     budget_minutes: float | None = Field(

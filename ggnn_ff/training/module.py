@@ -48,7 +48,7 @@ class TrainingModule(lightning.LightningModule):
         self.forces_rms = forces_rms
         self._compiled: CompiledLoss | None = None
         self._losses: list[Tensor] = []  # of the batches of this epoch
-        self._threads = self._threads_of_steps = torch.get_num_threads()
+        self._threads = self._threads_of_steps = 1
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of one batch."""
@@ -82,6 +82,14 @@ class TrainingModule(lightning.LightningModule):
 
     def _loss(self, prediction: Prediction, batch: Batch) -> Tensor:
         return energy_forces_loss(prediction, batch, self.config.loss, self.forces_rms)
+
+    def on_fit_start(self) -> None:
+        """Notes the threads there are, which Lightning has shared out among its processes by now."""
+        self._threads = torch.get_num_threads()
+
+    def on_fit_end(self) -> None:
+        """Gives all threads to what comes after."""
+        torch.set_num_threads(self._threads)
 
     def on_validation_start(self) -> None:
         """Gives validation, which is not compiled, all threads; a compiled loss leaves few to the rest of a step."""
@@ -120,13 +128,19 @@ class TrainingModule(lightning.LightningModule):
         progress = min(self.trainer.strategy.broadcast(self._seconds()) / (60.0 * budget_minutes), 1.0)
         return smallest + (1.0 - smallest) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the weights do not show: a preset may change from one version to the next."""
+        checkpoint["hyperparameters"] = self.config.model.chosen().model_dump()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses what cannot be gone on from.
 
         Raises:
-            InputError: the checkpoint is of a version that kept each weight by itself.
+            InputError: the checkpoint is of a version that kept each weight by itself, or had other hyper-parameters.
         """
-        if "model.weights" not in checkpoint["state_dict"]:
+        now = self.config.model.chosen().model_dump()
+        before = checkpoint.get("hyperparameters", now | {name: 1e-4 for name in now if name == "softening"})
+        if "model.weights" not in checkpoint["state_dict"] or now != before:
             raise InputError(
                 f"`output` {self.config.output} has a training of an older version, which this one cannot go on with; "
                 "delete the folder to train from the start, or finish with the version that began it"

@@ -28,6 +28,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, model: OneVector, *, lr: float, weight_decay: float, amsgrad: bool) -> None:
         super().__init__(model.parameters(), {"lr": lr, "weight_decay": weight_decay, "amsgrad": amsgrad})
         found = find_matrices(model)
+        # The longest first, so that threads end together.
         by_cost = sorted(found, key=lambda shape: -len(found[shape]) * min(shape) ** 2 * max(shape))
         self.matrices = {shape: found[shape] for shape in by_cost}
         self.pool = ThreadPoolExecutor(torch.get_num_threads(), "muon", torch.set_num_threads, (1,))
@@ -94,7 +95,10 @@ def find_matrices(model: OneVector) -> dict[tuple[int, int], list[int]]:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """U V^T of each matrix U S V^T, (K, m, n), to within 0.3 of each singular value: Newton-Schulz iterations."""
+    """Almost U V^T of each matrix U S V^T, (K, m, n), by Newton-Schulz iterations.
+
+    Singular values above some 0.002 of the norm of the matrix come to 0.65 to 1.25; smaller ones stay smaller.
+    """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalised(matrices.transpose(1, 2).contiguous()).transpose(1, 2)
     a, b, c = NEWTON_SCHULZ

@@ -29,7 +29,8 @@ def load_start(config: ModelConfig, elements: list[str]) -> LoadedPotential | No
         "the elements of `data.train`": (elements, there.elements),
     }
     if config.name == there.architecture:
-        asked |= _differences(config.chosen().model_dump(), there.hyperparameters)
+        complete = type(config.chosen())(**there.hyperparameters)  # with what an older contract does not have yet
+        asked |= _differences(config.chosen().model_dump(), complete.model_dump())
     wrong = [f"{name} is {here}, there {other}" for name, (here, other) in asked.items() if here != other]
     if wrong:
         raise InputError(
