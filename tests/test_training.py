@@ -1315,7 +1315,7 @@ def test_compiled_loss_refuses_a_batch_with_another_number_of_angles(monkeypatch
     )
     compiled(chain)
     compiled(chain)
-    with pytest.raises(InputError, match=r"pairs of edges\)"):
+    with pytest.raises(InputError, match=r"pairs of edges, for each thread\)"):
         compiled(star)
 
 
