@@ -41,7 +41,10 @@ class ElementEmbedding(nn.Module):
 SOFTENING = 0.1
 """Of `softened_norm` in the presets: where features are of order one, it rounds a cusp and changes little else."""
 
-SOFTENING_DESCRIPTION = "lengths of vectors v are (v^2 + softening^2)^1/2; 1e-4, as in older potentials, is a cusp"
+CUSP = 1e-4
+"""The softening of potentials and trainings that name none: those of older versions."""
+
+SOFTENING_DESCRIPTION = f"lengths of vectors v are (v^2 + softening^2)^1/2; {CUSP:g}, as in older potentials, is a cusp"
 
 
 def softened_norm(vectors: Tensor, softening: float) -> Tensor:

@@ -38,6 +38,7 @@ from ggnn_ff.graph import from_atoms
 from ggnn_ff.layers import SOFTENING
 from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
+from ggnn_ff.training import fit as fit_module
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
 from ggnn_ff.training.compiled import CompiledLoss, largest_divisor, shared_out
 from ggnn_ff.training.config import LossConfig, ModelConfig, TrainingConfig, make_config, read_config
@@ -1265,8 +1266,12 @@ def test_validation_has_all_threads_where_steps_leave_few_to_the_rest(tmp_path, 
     monkeypatch.setattr(
         TrainingModule, "on_train_epoch_end", lambda self: seen.append(-torch.get_num_threads()) or self._losses.clear()
     )
+    refit = fit_module._refit_shift
+    monkeypatch.setattr(
+        fit_module, "_refit_shift", lambda *given: seen.append(torch.get_num_threads()) or refit(*given)
+    )
     train(small(data, tmp_path / "run", epochs=2, run={"threads": 2}))
-    assert seen == [2, -1, 2, -1]
+    assert seen == [2, -1, 2, -1, 2]  # the last is what comes after the training
 
 
 @pytest.mark.parametrize(("number", "limit", "divisor"), [(6, 2, 2), (5, 2, 1), (10, 16, 10), (6, 4, 3), (1, 1, 1)])

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
+from ggnn_ff.layers import CUSP, SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -21,7 +21,7 @@ class EquivariantTransformerHyperparameters(BaseModel):
     n_layers: int = Field(default=6, ge=1)
     n_heads: int = Field(default=8, ge=1)
     n_radial: int = Field(default=32, ge=2)
-    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
+    softening: float = Field(default=CUSP, gt=0.0, description=SOFTENING_DESCRIPTION)
 
     @model_validator(mode="after")
     def _heads_divide_features(self) -> "EquivariantTransformerHyperparameters":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
 from ggnn_ff.irreps import SphericalHarmonics
-from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
+from ggnn_ff.layers import CUSP, SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, dense, softened_norm
 from ggnn_ff.radial import ExpNormalBasis, PolynomialEnvelope
 
 
@@ -23,7 +23,7 @@ class GotenNetHyperparameters(BaseModel):
     n_radial: int = Field(default=32, ge=2)
     n_refinement: int = Field(default=768, ge=1, description="features of the inner products that refine edges")
     l_max: int = Field(default=2, ge=1)
-    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
+    softening: float = Field(default=CUSP, gt=0.0, description=SOFTENING_DESCRIPTION)
 
     @model_validator(mode="after")
     def _heads_divide_features(self) -> "GotenNetHyperparameters":

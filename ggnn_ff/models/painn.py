@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ggnn_ff.graph import Graph
-from ggnn_ff.layers import SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, softened_norm
+from ggnn_ff.layers import CUSP, SOFTENING, SOFTENING_DESCRIPTION, ElementEmbedding, softened_norm
 from ggnn_ff.radial import BesselBasis, PolynomialEnvelope
 
 
@@ -20,7 +20,7 @@ class PaiNNHyperparameters(BaseModel):
     n_layers: int = Field(default=3, ge=1)
     n_radial: int = Field(default=20, ge=1)
     envelope_exponent: int = Field(default=6, ge=2, description="p of the envelope; smaller ones fade earlier")
-    softening: float = Field(default=1e-4, gt=0.0, description=SOFTENING_DESCRIPTION)
+    softening: float = Field(default=CUSP, gt=0.0, description=SOFTENING_DESCRIPTION)
 
 
 PRESETS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ggnn_ff.errors import InputError
 from ggnn_ff.forces import EnergyForces, Prediction
+from ggnn_ff.layers import CUSP
 from ggnn_ff.potential import Potential
 from ggnn_ff.training.batches import Batch
 from ggnn_ff.training.compiled import CompiledLoss
@@ -139,7 +140,7 @@ class TrainingModule(lightning.LightningModule):
             InputError: the checkpoint is of a version that kept each weight by itself, or had other hyper-parameters.
         """
         now = self.config.model.chosen().model_dump()
-        before = checkpoint.get("hyperparameters", now | {name: 1e-4 for name in now if name == "softening"})
+        before = checkpoint.get("hyperparameters", now | {name: CUSP for name in now if name == "softening"})
         if "model.weights" not in checkpoint["state_dict"] or now != before:
             raise InputError(
                 f"`output` {self.config.output} has a training of an older version, which this one cannot go on with; "
