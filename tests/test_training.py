@@ -40,11 +40,11 @@ from ggnn_ff.models import MODELS
 from ggnn_ff.training import batches, budget, checkpoints
 from ggnn_ff.training import fit as fit_module
 from ggnn_ff.training.batches import Batch, GraphDataset, SeededBatches
-from ggnn_ff.training.compiled import CompiledLoss, largest_divisor, shared_out
+from ggnn_ff.training.compiled import CompiledLoss, _number_of_parts, largest_divisor, shared_out
 from ggnn_ff.training.config import LossConfig, ModelConfig, TrainingConfig, make_config, read_config
 from ggnn_ff.training.curve import read_learning_curve
 from ggnn_ff.training.data_files import load_split
-from ggnn_ff.training.evaluation import evaluate_frames, frames_at_once
+from ggnn_ff.training.evaluation import evaluate_energies, evaluate_frames, frames_at_once
 from ggnn_ff.training.fit import build_potential, fit
 from ggnn_ff.training.folder import check_folder
 from ggnn_ff.training.module import TrainingModule, energy_forces_loss
@@ -330,7 +330,16 @@ def test_large_frames_are_evaluated_in_smaller_batches():
     def frames(n_atoms):
         return SimpleNamespace(n_atoms=np.array([3, n_atoms]))
 
-    assert [frames_at_once(frames(n)) for n in (9, 192, 12_288)] == [50, 10, 1]
+    assert [frames_at_once(frames(n)) for n in (9, 192, 12_288)] == [25, 10, 1]
+
+
+def test_energies_alone_are_those_beside_forces(tmp_path, data):
+    config = small(data, tmp_path / "run")
+    frames = load_split(config.data).train
+    potential, _ = build_potential(config, frames)
+    both = evaluate_frames(EnergyForces(potential).eval(), frames, config.model.cutoff)
+    np.testing.assert_allclose(evaluate_energies(potential, frames), both.energy, rtol=0.0, atol=1e-5)
+    assert np.ptp(both.energy) > 1e-3  # they differ
 
 
 def test_validation_frames_must_be_named(tmp_path, data):
@@ -1277,6 +1286,15 @@ def test_validation_has_all_threads_where_steps_leave_few_to_the_rest(tmp_path, 
 @pytest.mark.parametrize(("number", "limit", "divisor"), [(6, 2, 2), (5, 2, 1), (10, 16, 10), (6, 4, 3), (1, 1, 1)])
 def test_parts_of_a_batch_are_equal_and_at_most_as_many_as_threads(number, limit, divisor):
     assert largest_divisor(number, limit) == divisor
+
+
+@pytest.mark.parametrize(
+    ("n_structures", "threads", "told"), [(5, 2, True), (10, 4, True), (6, 2, False), (3, 8, False)]
+)
+def test_threads_without_a_part_of_a_batch_are_told_of(capsys, n_structures, threads, told):
+    n_parts = _number_of_parts(n_structures, threads)
+    assert n_parts == {5: 1, 10: 2, 6: 2, 3: 3}[n_structures]
+    assert (f"`optimizer.batch_size` that {threads} divides" in capsys.readouterr().err) == told
 
 
 def test_parts_of_a_batch_are_batches():

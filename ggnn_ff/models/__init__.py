@@ -59,7 +59,7 @@ MODELS: dict[str, Architecture] = {
     "gotennet": Architecture(GotenNet, GotenNetHyperparameters, gotennet.PRESETS, amsgrad=True),  # 1e-2 diverges
     "mace": Architecture(MACE, MACEHyperparameters, mace.PRESETS, MACEReadout, 1e-2, amsgrad=True),
     "nequip": Architecture(NequIP, NequIPHyperparameters, nequip.PRESETS, linear_readout, 1e-2, amsgrad=True),
-    "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS),
+    "painn": Architecture(PaiNN, PaiNNHyperparameters, painn.PRESETS, learning_rate=2e-3),  # 5e-3: dead units
     "spherenet": Architecture(SphereNet, SphereNetHyperparameters, spherenet.PRESETS, linear_readout),
     "tfn": Architecture(TFN, TFNHyperparameters, tfn.PRESETS, learning_rate=2e-3, amsgrad=True),
 }

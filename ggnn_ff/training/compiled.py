@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.forces import Prediction
 from ggnn_ff.kernels import with_kernels
 from ggnn_ff.kernels.sums import with_ordered_sums
@@ -58,8 +58,8 @@ class CompiledLoss:
         first = self.compiled is None
         if first:
             self.n_structures = batch.n_structures
-            on_cpu = batch.positions.device.type == "cpu"
-            self.n_parts = largest_divisor(batch.n_structures, torch.get_num_threads()) if on_cpu else 1
+            if batch.positions.device.type == "cpu":
+                self.n_parts = _number_of_parts(batch.n_structures, torch.get_num_threads())
         shared = self.n_parts > 1 and batch.n_structures == self.n_structures
         parts = shared_out(batch, self.n_parts) if shared else [batch]
         if first:
@@ -125,6 +125,17 @@ class CompiledLoss:
         # A call of C++ alone leaves Python to the other threads.
         options: dict[str, Any] = {"cpp_wrapper": weights.device.type == "cpu"}
         return torch.compile(graph, dynamic=False, fullgraph=True, options=options), with_angles
+
+
+def _number_of_parts(n_structures: int, threads: int) -> int:
+    """In which the threads take the structures; says so where some of the threads have no part of their own."""
+    n_parts = largest_divisor(n_structures, threads)
+    if n_parts < min(n_structures, threads):
+        tell(
+            f"{threads} threads take the {n_structures} frames of a batch in {n_parts} equal part(s); with an "
+            f"`optimizer.batch_size` that {threads} divides, each has its own, which is faster"
+        )
+    return n_parts
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -36,7 +36,7 @@ from ggnn_ff.training.checkpoints import CheckpointFiles, KeepCheckpoints, read_
 from ggnn_ff.training.config import TrainingConfig
 from ggnn_ff.training.contract import make_contract
 from ggnn_ff.training.data_files import load_reference_energies, load_split
-from ggnn_ff.training.evaluation import evaluate_frames, frames_at_once
+from ggnn_ff.training.evaluation import evaluate_energies, evaluate_frames, frames_at_once
 from ggnn_ff.training.folder import check_folder, claim_folder
 from ggnn_ff.training.module import TrainingModule
 from ggnn_ff.training.progress import TrainingProgress
@@ -131,8 +131,7 @@ def _refit_shift(potential: Potential, frames: LabelledFrames) -> None:
     A loss that is mostly about forces learns the constant of the energy late; here it costs one pass over the frames.
     Frames on which a potential to start from explodes do not count.
     """
-    evaluation = evaluate_frames(EnergyForces(potential).eval(), frames, potential.cutoff)
-    energy = evaluation.reference_energy - evaluation.energy
+    energy = frames.energy - evaluate_energies(potential.eval(), frames)
     deviation = np.abs(energy / frames.n_atoms - np.median(energy / frames.n_atoms))
     kept = np.flatnonzero(deviation <= OUTLIER * np.median(deviation))
     remainder = replace(frames, energy=energy).select(kept)
