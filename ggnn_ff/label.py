@@ -7,6 +7,7 @@ frames, labelled by the cheap method and a potential of the difference, then tea
 import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ggnn_ff.data.frames import LabelledFrames
 from ggnn_ff.data.journal import Journal, Record
 from ggnn_ff.data.readers import read_frames, read_structures
 from ggnn_ff.data.write import write_extxyz
-from ggnn_ff.errors import InputError
+from ggnn_ff.errors import InputError, tell
 from ggnn_ff.export import load_potential
 from ggnn_ff.hosts.ase import GGNNCalculator
 
@@ -37,6 +38,8 @@ def label(
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFrames:
     """Writes frames with new labels as extxyz; a call that was killed goes on when it is repeated.
+
+    Frames that the engine fails for, where its cycles do not converge, are left out, and named on stderr.
 
     Args:
         paths: files with structures, such as trajectories, or npz as of MD17; their labels are not looked at unless
@@ -56,16 +59,12 @@ def label(
 
     Raises:
         InputError: files that cannot be read or have no labels where these are needed, an output that exists,
-            corrections of something else, arguments that exclude each other, a frame that the engine cannot do, or a
-            journal of another call.
+            corrections of something else, arguments that exclude each other, a charge or spin that atoms do not have,
+            an engine that fails before it has done any frame, or a journal of another call.
     """
     only = {"level_of_theory": level_of_theory, "energy_unit": energy_unit, "length_unit": length_unit}
     _check_arguments(paths, corrections, difference, only)
-    if output.suffix not in (".xyz", ".extxyz"):
-        raise InputError(f"`output` must end in .xyz or .extxyz, which is what is written, got {output}")
-    unfinished = Path(f"{output}.journal")
-    if output.exists() and not unfinished.exists():
-        raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
+    journal_path = _journal_path(output)
     old = _one_level([read_frames(path, **only) for path in paths]) if difference else []
     structures = (
         _structures(old) if difference else [atoms for path in paths for atoms in _read(path, energy_unit, length_unit)]
@@ -82,26 +81,62 @@ def label(
     if difference:  # labelled frames do not say what a comment line says of the charge
         files = [path for path in paths if not zipfile.is_zipfile(path)]
         _check_structures([atoms for path in files for atoms in read_structures(path)], adding)
-    journal = Journal(unfinished, settings)
+    records = _records(structures, Journal(journal_path, settings), engine, adding, progress)
+    done = [k for k, record in enumerate(records) if "energy" in record]
+    labelled = _frames([structures[k] for k in done], [records[k] for k in done], level)
+    if difference:
+        labelled = _minus(old, np.array(done), labelled)
+    write_extxyz(output, labelled)
+    journal_path.unlink()
+    _tell_failed(records, level)
+    return labelled
+
+
+def _journal_path(output: Path) -> Path:
+    """Where labels are while they are made; raises InputError where `output` cannot be written."""
+    if output.suffix not in (".xyz", ".extxyz"):
+        raise InputError(f"`output` must end in .xyz or .extxyz, which is what is written, got {output}")
+    path = Path(f"{output}.journal")
+    if output.exists() and not path.exists():
+        raise InputError(f"`output`: {output} exists and would be overwritten; choose another output or move it away")
+    return path
+
+
+def _records(
+    structures: list[Atoms],
+    journal: Journal,
+    engine: str,
+    adding: Sequence[GGNNCalculator],
+    progress: Callable[[int, int], None] | None,
+) -> list[Record]:
+    """For each structure its energy and forces, or why it `failed`; those that the journal lacks are calculated."""
     try:
         with one_thread():
             for k in range(len(journal.records), len(structures)):
-                energy, forces = _labels(structures[k], k, engine, adding)
-                journal.append({"energy": energy, "forces": forces.tolist()})
+                try:
+                    journal.append(_labels(structures[k], k, engine, adding))
+                except CalculationFailed as error:
+                    if not any("energy" in record for record in journal.records):
+                        raise InputError(
+                            f"`paths`: {engine_level(engine)} failed for frame {k} of all ({error}) before it had done "
+                            "any; look at its atoms, charge and spin, or take it out of its file"
+                        ) from error
+                    journal.append({"failed": str(error)})
                 if progress is not None:
                     progress(k + 1, len(structures))
     finally:
         journal.close()
-    energies = np.array([record["energy"] for record in journal.records])
-    forces = np.concatenate([np.array(record["forces"]) for record in journal.records])
-    if difference:
-        energies = np.concatenate([frames.energy for frames in old]) - energies
-        forces = np.concatenate([frames.forces for frames in old]) - forces
-        level = f"{old[0].level_of_theory} minus {level}"
-    labelled = _frames(structures, energies, forces, level)
-    write_extxyz(output, labelled)
-    journal.path.unlink()
-    return labelled
+    return journal.records
+
+
+def _tell_failed(records: list[Record], level: str) -> None:
+    failed = {k: record["failed"] for k, record in enumerate(records) if "failed" in record}
+    if failed:
+        first = next(iter(failed))
+        tell(
+            f"left out {len(failed)} of {len(records)} frames, for which {level} failed: {', '.join(map(str, failed))} "
+            f"(frame {first}: {failed[first]})"
+        )
 
 
 def _check_arguments(
@@ -146,17 +181,29 @@ def _structures(files: list[LabelledFrames]) -> list[Atoms]:
     return [frames.atoms(k) for frames in files for k in range(len(frames))]
 
 
-def _frames(structures: list[Atoms], energies: np.ndarray, forces: np.ndarray, level: str) -> LabelledFrames:
+def _frames(structures: list[Atoms], records: list[Record], level: str) -> LabelledFrames:
     return LabelledFrames(
         numbers=np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64),
         positions=np.concatenate([atoms.positions for atoms in structures]),
-        forces=forces,
+        forces=np.concatenate([np.array(record["forces"]) for record in records]),
         n_atoms=np.array([len(atoms) for atoms in structures], dtype=np.int64),
-        energy=energies,
+        energy=np.array([record["energy"] for record in records]),
         cell=np.stack([atoms.cell.array for atoms in structures]),
         pbc=np.stack([atoms.pbc for atoms in structures]),
         level_of_theory=level,
     ).with_electrons_of(structures)
+
+
+def _minus(old: list[LabelledFrames], kept: np.ndarray, new: LabelledFrames) -> LabelledFrames:
+    """The labels of those of the `old` frames that are `kept`, minus those of the `new` ones."""
+    energies = np.concatenate([frames.energy for frames in old])[kept]
+    forces = [frames.forces[frames.rows(k)] for frames in old for k in range(len(frames))]
+    return replace(
+        new,
+        energy=energies - new.energy,
+        forces=np.concatenate([forces[k] for k in kept]) - new.forces,
+        level_of_theory=f"{old[0].level_of_theory} minus {new.level_of_theory}",
+    )
 
 
 def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCalculator], str]:
@@ -174,22 +221,17 @@ def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCa
     return calculators, f"{levels[0].removesuffix(suffix)}, estimated from {name}" if levels else name
 
 
-def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculator]) -> tuple[float, np.ndarray]:
+def _labels(atoms: Atoms, index: int, engine: str, adding: Sequence[GGNNCalculator]) -> Record:
     """Energy, eV, and forces (N, 3), eV/angstrom, of the engine and the mean of the corrections."""
     one = atoms.copy()
     one.set_constraint()  # which would take forces away
     one.calc = engine_calculator(engine)  # a fresh one: labels do not depend on the frame before
     try:
         energy, forces = one.get_potential_energy(), one.get_forces()
-    except CalculationFailed as error:
-        raise InputError(
-            f"`paths`: {engine_level(engine)} failed for frame {index} of all ({error}); take it out of its file, and "
-            "delete the journal beside the output, which is of the old file"
-        ) from error
     except InputError as error:
         raise InputError(f"`paths`, frame {index} of all: {error}") from error
     for calculator in adding:
         one.calc = calculator
         energy = energy + one.get_potential_energy() / len(adding)
         forces = forces + one.get_forces() / len(adding)
-    return float(energy), forces
+    return {"energy": float(energy), "forces": forces.tolist()}

@@ -218,14 +218,47 @@ def test_an_output_is_not_overwritten(tmp_path: Path):
     assert frames.read_bytes() == before
 
 
-def test_a_frame_that_the_engine_cannot_do_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Failing(LennardJones):
-        def calculate(self, *args, **kwargs):
-            raise CalculationFailed("no convergence")
+class _Failing(LennardJones):
+    def calculate(self, *args, **kwargs):
+        raise CalculationFailed("no convergence")
 
-    made = iter([LennardJones(), Failing()])
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_frames_that_the_engine_fails_for_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: bool
+):
+    frames = tmp_path / f"frames{difference}.xyz"
+    label([_structures(tmp_path / "frames.xyz")], frames)
+    expected = label([frames], tmp_path / "whole.xyz", difference=difference).select(np.array([0, 2]))
+    made = iter([engine_calculator(), _Failing(), engine_calculator()])
     monkeypatch.setattr("ggnn_ff.label.engine_calculator", lambda engine: next(made))
-    with pytest.raises(InputError, match=r"GFN2-xTB failed for frame 1 of all \(no convergence\); take it out"):
+    labelled = label([frames], tmp_path / "new.xyz", difference=difference)
+    assert labelled.level_of_theory == expected.level_of_theory
+    for name in ("positions", "energy", "forces"):
+        np.testing.assert_allclose(getattr(labelled, name), getattr(expected, name), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(read_frames(tmp_path / "new.xyz").positions, labelled.positions)
+    assert not (tmp_path / "new.xyz.journal").exists()
+
+
+def test_a_frame_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    made = iter([engine_calculator(), _Failing(), engine_calculator()])
+    monkeypatch.setattr("ggnn_ff.label.engine_calculator", lambda engine: next(made))
+    said = []
+    monkeypatch.setattr("ggnn_ff.label.tell", said.append)
+    frames = _structures(tmp_path / "frames.xyz")
+    with pytest.raises(KeyboardInterrupt):
+        label([frames], tmp_path / "new.xyz", progress=kill)
+    assert len(label([frames], tmp_path / "new.xyz")) == 2
+    assert said == ["left out 1 of 3 frames, for which GFN2-xTB failed: 1 (frame 1: no convergence)"]
+
+
+def test_an_engine_that_fails_from_the_first_frame_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ggnn_ff.label.engine_calculator", lambda engine: _Failing())
+    with pytest.raises(InputError, match=r"GFN2-xTB failed for frame 0 of all \(no convergence\) before it had done"):
         label([_structures(tmp_path / "frames.xyz", 2)], tmp_path / "new.xyz")
 
 

@@ -1294,7 +1294,7 @@ def test_parts_of_a_batch_are_equal_and_at_most_as_many_as_threads(number, limit
 def test_threads_without_a_part_of_a_batch_are_told_of(capsys, n_structures, threads, told):
     n_parts = _number_of_parts(n_structures, threads)
     assert n_parts == {5: 1, 10: 2, 6: 2, 3: 3}[n_structures]
-    assert (f"`optimizer.batch_size` that {threads} divides" in capsys.readouterr().err) == told
+    assert (f"batch size that {threads} divides" in capsys.readouterr().err) == told
 
 
 def test_parts_of_a_batch_are_batches():

@@ -132,8 +132,8 @@ def _number_of_parts(n_structures: int, threads: int) -> int:
     n_parts = largest_divisor(n_structures, threads)
     if n_parts < min(n_structures, threads):
         tell(
-            f"{threads} threads take the {n_structures} frames of a batch in {n_parts} equal part(s); with an "
-            f"`optimizer.batch_size` that {threads} divides, each has its own, which is faster"
+            f"{threads} threads take the {n_structures} frames of a batch in {n_parts} equal part(s); with a batch "
+            f"size that {threads} divides, each has its own, which is faster"
         )
     return n_parts
 
