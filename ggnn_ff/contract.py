@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from ggnn_ff.data.frames import MINUS
 from ggnn_ff.errors import InputError, tell
 from ggnn_ff.models import MODELS
 
@@ -264,7 +265,13 @@ def check_elements(contract: Contract, numbers: np.ndarray) -> None:
 
 
 def tell_of_contract(potential: str, contract: Contract) -> None:
-    """Says once what a potential is used without: a certification that it passed, a description of its data."""
+    """Says once what a potential is used without: the method that it corrects, a certification, its data's domain."""
+    if MINUS in contract.level_of_theory:
+        engine = contract.level_of_theory.rpartition(MINUS)[2]
+        tell(
+            f"{potential} is of a difference, {contract.level_of_theory}, and describes no motion by itself; add it to "
+            f"{engine}: in ASE with SumCalculator, for frames with `ggnn-ff label --correction`"
+        )
     if contract.certification is None:
         tell(f"{potential} is not certified; `ggnn-ff certify` measures what it keeps in dynamics")
     elif not contract.certification.passed:

@@ -16,7 +16,7 @@ from ase.calculators.calculator import CalculationFailed
 
 from ggnn_ff.contract import check_elements
 from ggnn_ff.data.engines import check_electrons, engine_calculator, engine_level, engine_version, one_thread
-from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.frames import MINUS, LabelledFrames
 from ggnn_ff.data.journal import Journal, Record
 from ggnn_ff.data.readers import read_frames, read_structures
 from ggnn_ff.data.write import write_extxyz
@@ -202,14 +202,14 @@ def _minus(old: list[LabelledFrames], kept: np.ndarray, new: LabelledFrames) -> 
         new,
         energy=energies - new.energy,
         forces=np.concatenate([forces[k] for k in kept]) - new.forces,
-        level_of_theory=f"{old[0].level_of_theory} minus {new.level_of_theory}",
+        level_of_theory=f"{old[0].level_of_theory}{MINUS}{new.level_of_theory}",
     )
 
 
 def _adding(corrections: Sequence[str | Path], engine: str) -> tuple[list[GGNNCalculator], str]:
     """Calculators of the corrections, and the level of theory of the sum."""
     calculators = [GGNNCalculator(load_potential(one)) for one in corrections]
-    suffix = f" minus {engine_level(engine)}"
+    suffix = f"{MINUS}{engine_level(engine)}"
     levels = [calculator.potential.contract.level_of_theory for calculator in calculators]
     for name, level in zip(corrections, levels, strict=True):
         if not level.endswith(suffix) or level != levels[0]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from untrained import write_untrained
 
 from ggnn_ff.cli import app
+from ggnn_ff.contract import tell_of_contract
 from ggnn_ff.data.engines import engine_calculator
 from ggnn_ff.data.readers import read_frames
 from ggnn_ff.data.structures import find_structure
@@ -165,6 +166,15 @@ def test_a_difference_and_the_engine_make_the_labels_again(tmp_path: Path):
         mean = np.mean([one.forces.numpy() for one in both], axis=0)
         np.testing.assert_allclose(difference.forces[difference.rows(index)], mean, rtol=0, atol=1e-5)
         assert difference.energy[index] == pytest.approx(np.mean([float(one.energy[0]) for one in both]), abs=1e-4)
+
+
+def test_a_potential_of_a_difference_says_what_it_is_for(tmp_path: Path, capsys: pytest.CaptureFixture):
+    correction = load_potential(_correction(tmp_path, 0))
+    tell_of_contract(correction.source, correction.contract)
+    expected = (
+        f"{correction.source} is of a difference, {DIFFERENCE}, and describes no motion by itself; add it to GFN2-xTB"
+    )
+    assert expected in capsys.readouterr().err
 
 
 def test_a_killed_call_goes_on(tmp_path: Path):

@@ -71,7 +71,7 @@ def test_killed_run_resumes_to_the_same_files(tmp_path: Path):
     assert killed.returncode == -signal.SIGKILL
     journal = tmp_path / "killed.journal"
     assert not (tmp_path / "killed.npz").exists()
-    assert len(journal.read_text().splitlines()) == 2 + 3  # settings, relaxed structure, frames
+    assert len(journal.read_text().splitlines()) == 3 + 3  # settings, relaxed and equilibrated, frames
     with open(journal, "a") as file:
         file.write('{"energy": -1')  # half a record, as a kill may leave it
     done = []
@@ -80,6 +80,26 @@ def test_killed_run_resumes_to_the_same_files(tmp_path: Path):
     assert resumed.read_bytes() == whole.read_bytes()
     assert (tmp_path / "killed.xyz").read_bytes() == (tmp_path / "whole.xyz").read_bytes()
     assert not journal.exists()
+
+
+def test_an_equilibration_that_was_stopped_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = sys.modules["ggnn_ff.data.sample"]
+    monkeypatch.setattr(module, "_EQUILIBRATION_PART", 4)
+    whole = sample("water", tmp_path / "whole", **SHORT)
+    check, checked = module._check_whole, []
+
+    def stop(*arguments) -> None:
+        checked.append(check(*arguments))
+        if len(checked) == 3:  # of parts of 4, 4 and 2 steps
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_check_whole", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sample("water", tmp_path / "stopped", **SHORT)
+    records = [json.loads(line) for line in (tmp_path / "stopped.journal").read_text().splitlines()]
+    assert [record["equilibrated"] for record in records[2:]] == [4, 8]
+    assert sample("water", tmp_path / "stopped", **SHORT).read_bytes() == whole.read_bytes()
+    assert len(checked) == 3 + 1 + SHORT["frames"]
 
 
 def test_seeds_differ_and_one_seed_does_not(tmp_path: Path):

@@ -11,6 +11,8 @@ from ase.data import chemical_symbols
 
 UNKNOWN_LEVEL = "unknown"
 """The level of theory of files that do not say."""
+MINUS = " minus "
+"""Between two methods, in the level of theory of their difference."""
 
 
 @dataclass(frozen=True)

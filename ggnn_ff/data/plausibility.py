@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from ggnn_ff.data.frames import LabelledFrames
+from ggnn_ff.data.frames import MINUS, LabelledFrames
 from ggnn_ff.errors import InputError
 from ggnn_ff.units import ENERGY_UNITS, LENGTH_UNITS
 
@@ -76,7 +76,7 @@ def question_units(frames: LabelledFrames, *, energy_unit: str = "eV", length_un
     if len(contacts.centre) < _MIN_ATOMS:
         return
     _question_length(contacts, length_unit, frames.source)
-    if " minus " not in frames.level_of_theory:  # a difference of two methods has bonds of any stiffness
+    if MINUS not in frames.level_of_theory:  # a difference of two methods has bonds of any stiffness
         _question_forces(contacts, energy_unit, length_unit, frames.source)
     _question_energies(frames)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -24,6 +25,7 @@ from ggnn_ff.errors import InputError
 
 _RELAXED = 0.02  # eV/angstrom, largest force in the relaxed structure
 _RELAX_STEPS = 1000
+_EQUILIBRATION_PART = 100  # steps between records before the first frame: what a kill costs, at most
 
 
 def sample(
@@ -88,18 +90,14 @@ def sample(
     }
     stem = str(output).removesuffix(".npz")
     npz, journal_path = Path(stem + ".npz"), Path(stem + ".journal")
-    if npz.exists() and not journal_path.exists():
-        _check_finished(npz, settings)
+    if not journal_path.exists() and _is_finished(npz, settings):
         return npz
-    twin = Path(stem + ".xyz")
-    if twin.exists() and not journal_path.exists():
-        raise InputError(f"`output`: {twin} exists and would be overwritten; choose another output or move it away")
     with one_thread():
         journal = Journal(journal_path, settings)
         try:
             _run(atoms, journal, settings, engine, progress)
         except _StoppedError as stopped:
-            done = len(journal.records) - 1
+            done = len(_of_frames(journal))
             kept = ""
             if done > 0:
                 _write(stem + ".partial", atoms, journal, settings, engine)
@@ -126,27 +124,54 @@ def _run(
     engine: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fills the journal: the relaxed structure first, then one record for each frame.
+    """Fills the journal: the relaxed structure first, then states of the equilibration, then a record of each frame.
 
-    Every frame is labelled by a fresh calculator, which then does the steps to the next frame. So neither
+    A fresh calculator follows each record: it labels a frame, and does the steps to the next record. So neither
     labels nor dynamics depend on anything that is not in the journal.
     """
     if not journal.records:
         journal.append({"relaxed": _relaxed(atoms, engine).tolist()})
-    relaxed = np.array(journal.records[0]["relaxed"])
-    n_frames = settings["frames"]
+    relaxed, last = np.array(journal.records[0]["relaxed"]), journal.records[-1]
+    dynamics = _dynamics(atoms, last, settings, engine)
+
+    def record(steps: int, index: int, **more: Any) -> None:
+        """Takes `steps` on the way to frame `index`, and records the state, with its labels if it is that frame."""
+        try:
+            dynamics.run(steps)
+            _check_whole(atoms, relaxed, index)
+            atoms.calc = engine_calculator(engine)
+            labels = (
+                {} if more else {"energy": float(atoms.get_potential_energy()), "forces": atoms.get_forces().tolist()}
+            )
+        except CalculationFailed as error:
+            raise _StoppedError(f"{engine_level(engine)} failed on the way to frame {index} ({error})") from error
+        state = {"positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()}
+        journal.append({**labels, **more, **state, "generator": dynamics.rng.bit_generator.state})
+
+    n_frames, equilibration = settings["frames"], settings["equilibration"]
+    if not _of_frames(journal):
+        for done in range(last.get("equilibrated", 0), equilibration, _EQUILIBRATION_PART):
+            steps = min(_EQUILIBRATION_PART, equilibration - done)
+            record(steps, 0, equilibrated=done + steps)
+    for index in range(len(_of_frames(journal)), n_frames):
+        record(settings["stride"] if index else 0, index)
+        if progress is not None:
+            progress(index + 1, n_frames)
+
+
+def _dynamics(atoms: Atoms, last: Record, settings: Record, engine: str) -> Langevin:
+    """Dynamics of `atoms` from the `last` record on: a state, or the relaxed structure, which gets velocities."""
     generator = np.random.default_rng(settings["seed"])
-    if len(journal.records) > 1:
-        state = journal.records[-1]
-        atoms.set_positions(state["positions"])
-        atoms.set_momenta(state["momenta"])
-        generator.bit_generator.state = state["generator"]
+    if "positions" in last:
+        atoms.set_positions(last["positions"])
+        atoms.set_momenta(last["momenta"])
+        generator.bit_generator.state = last["generator"]
     else:
-        atoms.set_positions(relaxed)
+        atoms.set_positions(last["relaxed"])
         spread = np.sqrt(atoms.get_masses() * units.kB * settings["temperature"])
         atoms.set_momenta(generator.normal(size=(len(atoms), 3)) * spread[:, None])
     atoms.calc = engine_calculator(engine)
-    dynamics = Langevin(
+    return Langevin(
         atoms,
         timestep=settings["timestep"] * units.fs,
         temperature_K=settings["temperature"],
@@ -154,25 +179,10 @@ def _run(
         fixcm=False,
         rng=generator,
     )
-    for index in range(len(journal.records) - 1, n_frames):
-        try:
-            dynamics.run(settings["stride"] if index else settings["equilibration"])
-            _check_whole(atoms, relaxed, index)
-            atoms.calc = engine_calculator(engine)
-            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-        except CalculationFailed as error:
-            raise _StoppedError(f"{engine_level(engine)} failed on the way to frame {index} ({error})") from error
-        journal.append(
-            {
-                "energy": float(energy),
-                "forces": forces.tolist(),
-                "positions": atoms.positions.tolist(),
-                "momenta": atoms.get_momenta().tolist(),
-                "generator": generator.bit_generator.state,
-            }
-        )
-        if progress is not None:
-            progress(index + 1, n_frames)
+
+
+def _of_frames(journal: Journal) -> list[Record]:
+    return [record for record in journal.records if "energy" in record]
 
 
 def _relaxed(atoms: Atoms, engine: str) -> np.ndarray:
@@ -218,7 +228,7 @@ def _n_parts(pairs: np.ndarray, n_atoms: int) -> int:
 
 def _write(stem: str, atoms: Atoms, journal: Journal, settings: Record, engine: str) -> None:
     """Writes the frames of a journal as npz and extxyz."""
-    records = journal.records[1:]
+    records = _of_frames(journal)
     n_frames, n_atoms = len(records), len(atoms)
     labelled = LabelledFrames(
         numbers=np.tile(atoms.numbers, n_frames).astype(np.int64),
@@ -234,17 +244,26 @@ def _write(stem: str, atoms: Atoms, journal: Journal, settings: Record, engine: 
     write_md17_npz(Path(stem + ".npz"), labelled, settings=json.dumps(settings))
 
 
-def _check_finished(npz: Path, settings: Record) -> None:
-    """Raises if a finished output was not made with these settings; rewrites a missing extxyz twin."""
+def _is_finished(npz: Path, settings: Record) -> bool:
+    """Whether there is an output, made with these settings; rewrites a missing extxyz twin.
+
+    Raises:
+        InputError: it was made otherwise.
+    """
+    twin = npz.with_suffix(".xyz")
+    if not npz.exists():
+        if twin.exists():
+            raise InputError(f"`output`: {twin} exists and would be overwritten; choose another output or move it away")
+        return False
     finished = read_frames(npz)
     with np.load(npz, allow_pickle=False) as archive:
         text = str(archive["settings"]) if "settings" in archive.files else ""
     if not text:
         raise InputError(f"`output`: {npz} exists and was not made by sampling; choose another output or delete it")
     check_same_settings(json.loads(text), settings, npz)
-    twin = npz.with_suffix(".xyz")
     if not twin.exists():
         write_extxyz(twin, finished)
+    return True
 
 
 def _check_molecule(atoms: Atoms) -> None:
