@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
@@ -23,6 +24,7 @@ from ggnn_ff.data.structures import find_structure
 from ggnn_ff.data.write import write_md17_npz
 from ggnn_ff.errors import InputError
 from ggnn_ff.export import load_potential
+from ggnn_ff.hosts.ase import GGNNCalculator
 from ggnn_ff.label import label
 
 pytest.importorskip("tblite", reason="labels need the extra `sample`")
@@ -175,6 +177,15 @@ def test_a_potential_of_a_difference_says_what_it_is_for(tmp_path: Path, capsys:
         f"{correction.source} is of a difference, {DIFFERENCE}, and describes no motion by itself; add it to GFN2-xTB"
     )
     assert expected in capsys.readouterr().err
+
+
+def test_the_sum_in_ase_says_what_corrected_labels_say(tmp_path: Path):
+    correction = _correction(tmp_path, 0)
+    corrected = label([_structures(tmp_path / "frames.xyz", 1)], tmp_path / "new.xyz", corrections=[correction])
+    atoms = corrected.atoms(0)
+    atoms.calc = SumCalculator([engine_calculator(), GGNNCalculator(correction)])
+    assert atoms.get_potential_energy() == pytest.approx(corrected.energy[0], abs=1e-6)
+    np.testing.assert_allclose(atoms.get_forces(), corrected.forces, rtol=0, atol=1e-6)
 
 
 def test_a_killed_call_goes_on(tmp_path: Path):
