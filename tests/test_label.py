@@ -245,7 +245,7 @@ class _Failing(LennardJones):
 
 
 @pytest.mark.parametrize("difference", [False, True])
-def test_frames_that_the_engine_fails_for_are_left_out_and_named(
+def test_frames_that_the_engine_fails_for_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: bool
 ):
     frames = tmp_path / f"frames{difference}.xyz"
@@ -261,7 +261,7 @@ def test_frames_that_the_engine_fails_for_are_left_out_and_named(
     assert not (tmp_path / "new.xyz.journal").exists()
 
 
-def test_a_frame_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_frame_that_failed_is_named_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def kill(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 #!/bin/sh
 # An hour of two cores that begins with GFN2-xTB; README.md. From the repository root: uv run sh benchmarks/hour/with_gfn2_xtb.sh
+# It counts only in one go; delete runs/hour to begin anew.
 set -e
 ethanol=../shared/data/rmd17_ethanol
 hour=runs/hour

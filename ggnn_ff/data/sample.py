@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -134,19 +133,20 @@ def _run(
     relaxed, last = np.array(journal.records[0]["relaxed"]), journal.records[-1]
     dynamics = _dynamics(atoms, last, settings, engine)
 
-    def record(steps: int, index: int, **more: Any) -> None:
-        """Takes `steps` on the way to frame `index`, and records the state, with its labels if it is that frame."""
+    def record(steps: int, index: int, equilibrated: int | None = None) -> None:
+        """Takes `steps`, and records the state: of frame `index` with its labels, or on the way to it."""
         try:
             dynamics.run(steps)
             _check_whole(atoms, relaxed, index)
             atoms.calc = engine_calculator(engine)
-            labels = (
-                {} if more else {"energy": float(atoms.get_potential_energy()), "forces": atoms.get_forces().tolist()}
-            )
+            if equilibrated is None:
+                what = {"energy": float(atoms.get_potential_energy()), "forces": atoms.get_forces().tolist()}
+            else:
+                what = {"equilibrated": equilibrated}
         except CalculationFailed as error:
             raise _StoppedError(f"{engine_level(engine)} failed on the way to frame {index} ({error})") from error
         state = {"positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()}
-        journal.append({**labels, **more, **state, "generator": dynamics.rng.bit_generator.state})
+        journal.append({**what, **state, "generator": dynamics.rng.bit_generator.state})
 
     n_frames, equilibration = settings["frames"], settings["equilibration"]
     if not _of_frames(journal):
